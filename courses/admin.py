@@ -1,0 +1,141 @@
+"""The catalogue in the admin: what is stored, what is true, and the drift between them."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from django.contrib import admin, messages
+from django.contrib.admin.actions import delete_selected
+from django.db import IntegrityError, transaction
+from django.db.models import Count, Model, ProtectedError
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.utils.html import format_html
+
+from courses.models import Course, Subject
+from courses.querysets import CourseQuerySet
+from courses.rebuild import rebuild
+
+# A message for each correction, up to here; then how many more.
+MOST_MESSAGES = 20
+
+
+class ProtectedByEnrollments(admin.ModelAdmin):
+    """Something that can't be deleted while enrolment rows refer to it.
+
+    Django's own page would read and list every row, and a course may have a million.
+    """
+
+    actions = ["delete_selected"]
+
+    def get_deleted_objects(
+        self, objs: Iterable[Model], request: HttpRequest
+    ) -> tuple[Any, dict[str, int], set[str], list[str]]:
+        keys = [obj.pk for obj in objs]
+        kept = self.model._default_manager.filter(pk__in=keys, enrollments__isnull=False)
+        protected = [
+            f"{obj}: {obj.rows} enrolment row{'' if obj.rows == 1 else 's'}, kept for ever"
+            for obj in kept.annotate(rows=Count("enrollments")).order_by("pk")
+        ]
+        if protected:
+            return [], {}, set(), protected
+        return super().get_deleted_objects(objs, request)
+
+    def delete_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        try:
+            return super().delete_view(request, *args, **kwargs)
+        except (ProtectedError, IntegrityError):
+            return self._enrolled_meanwhile(request)
+
+    @admin.action(permissions=["delete"], description="Delete selected %(verbose_name_plural)s")
+    def delete_selected(
+        self, request: HttpRequest, queryset: CourseQuerySet
+    ) -> TemplateResponse | HttpResponse | None:
+        try:
+            with transaction.atomic():
+                return delete_selected(self, request, queryset)
+        except (ProtectedError, IntegrityError):
+            return self._enrolled_meanwhile(request)
+
+    def _enrolled_meanwhile(self, request: HttpRequest) -> HttpResponse:
+        self.message_user(
+            request, "Nothing was deleted: somebody was enrolled meanwhile.", messages.ERROR
+        )
+        return HttpResponseRedirect(request.get_full_path())
+
+
+class DriftedFilter(admin.SimpleListFilter):
+    title = "count"
+    parameter_name = "drifted"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("yes", "Drifted")]
+
+    def queryset(self, request: HttpRequest, queryset: CourseQuerySet) -> CourseQuerySet:
+        return queryset.drifted() if self.value() == "yes" else queryset
+
+
+@admin.register(Subject)
+class SubjectAdmin(admin.ModelAdmin):
+    list_display = ["name", "slug"]
+    search_fields = ["name"]
+    prepopulated_fields = {"slug": ["name"]}
+
+
+@admin.register(Course)
+class CourseAdmin(ProtectedByEnrollments):
+    list_display = ["title", "subject", "capacity", "stored", "true", "drift"]
+    list_filter = [DriftedFilter, "subject"]
+    list_select_related = ["subject"]
+    list_per_page = 50
+    show_full_result_count = False
+    ordering = ["title"]
+    search_fields = ["title", "slug"]
+    autocomplete_fields = ["subject", "instructor"]
+    prepopulated_fields = {"slug": ["title"]}
+    readonly_fields = ["stored", "true", "drift"]
+    actions = ["rebuild_counts"]
+
+    class Media:
+        css = {"all": ["courses/admin.css"]}
+
+    def get_queryset(self, request: HttpRequest) -> CourseQuerySet:
+        return super().get_queryset(request).with_drift()
+
+    def get_fieldsets(self, request: HttpRequest, obj: Course | None = None) -> list[Any]:
+        fields = ["title", "slug", "subject", "instructor", "capacity"]
+        count = ("Students", {"fields": [("stored", "true", "drift")]})
+        return [(None, {"fields": fields}), *([count] if obj else [])]
+
+    @admin.display(description="stored count", ordering="total_enrollments")
+    def stored(self, course: Course) -> int:
+        return course.total_enrollments
+
+    @admin.display(description="true count", ordering="true_count")
+    def true(self, course: Course) -> int:
+        return course.true_count
+
+    @admin.display(ordering="drift")
+    def drift(self, course: Course) -> str:
+        if course.drift == 0:
+            return "0"
+        return format_html('<strong class="drift">{}</strong>', f"{course.drift:+d}")
+
+    @admin.action(permissions=["change"], description="Rebuild counts of the selected courses")
+    def rebuild_counts(self, request: HttpRequest, queryset: CourseQuerySet) -> None:
+        corrected = 0
+        for found in rebuild(courses=queryset):
+            corrected += 1
+            if corrected <= MOST_MESSAGES:
+                self.message_user(
+                    request,
+                    f"“{found.title}” corrected from {found.stored} to {found.true} "
+                    f"(drift {found.drift:+d}).",
+                    messages.WARNING,
+                )
+        if corrected > MOST_MESSAGES:
+            more = corrected - MOST_MESSAGES
+            self.message_user(request, f"{more} more corrected.", messages.WARNING)
+        if not corrected:
+            self.message_user(
+                request, "All counts of the selected courses are right.", messages.SUCCESS
+            )

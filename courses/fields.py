@@ -1,0 +1,33 @@
+"""A column that belongs to the database: saving an instance never writes it."""
+
+from typing import Any
+
+from django.db import models
+from django.db.models import F
+
+
+class CounterField(models.PositiveIntegerField):
+    """A count kept beside the rows that it counts.
+
+    A new row starts at 0. After that `save()`, `update_or_create()` and model forms
+    write the column back as the database has it, so an instance that was read before
+    others moved the counter can't undo their work. It is moved by
+    `QuerySet.update(total=F("total") + 1)`, and by nothing else.
+    Fixtures are loaded as they are written.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs |= {"default": 0, "db_default": 0, "editable": False}
+        super().__init__(*args, **kwargs)
+
+    def deconstruct(self) -> tuple[str, str, list[Any], dict[str, Any]]:
+        name, path, args, kwargs = super().deconstruct()
+        for key in ("default", "db_default", "editable"):
+            kwargs.pop(key, None)
+        return name, path, args, kwargs
+
+    def pre_save(self, model_instance: models.Model, add: bool) -> Any:
+        if not add:
+            return F(self.attname)
+        setattr(model_instance, self.attname, 0)
+        return 0

@@ -1,0 +1,115 @@
+import json
+import sys
+from typing import Any
+
+from django.core.management.base import CommandParser
+from tqdm import tqdm
+
+from courses.management.one_line import OneLineErrorCommand
+from courses.models import Course
+from courses.querysets import CourseQuerySet
+from courses.rebuild import BATCH_SIZE, Drift, find_drift, rebuild
+
+
+class Command(OneLineErrorCommand):
+    help = (
+        "Corrects the stored counts that differ from the rows, while the site stays busy. "
+        "Counts drift when something writes to the tables past this project: an SQL client, "
+        "a restore, another program."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "--course-id",
+            nargs="+",
+            action="extend",
+            metavar="ID",
+            dest="course_ids",
+            help="only these courses (default: all)",
+        )
+        parser.add_argument(
+            "--check",
+            action="store_true",
+            help="change nothing; exit with status 1 when anything drifted",
+        )
+        parser.add_argument(
+            "--batch-size",
+            default=BATCH_SIZE,
+            metavar="N",
+            help="courses looked at, or locked and corrected, at a time (default: %(default)s)",
+        )
+        parser.add_argument(
+            "--json",
+            action="store_true",
+            dest="as_json",
+            help="one JSON object a course a line on standard output, and nothing else",
+        )
+
+    def handle(
+        self,
+        *,
+        course_ids: list[str] | None,
+        check: bool,
+        batch_size: str,
+        as_json: bool,
+        verbosity: int,
+        **options: Any,
+    ) -> None:
+        courses = self._courses(course_ids)
+        size = self._whole_number(batch_size, "--batch-size")
+        look_or_correct = find_drift if check else rebuild
+        found = 0
+        with self.progress(total=courses.count(), unit="course") as bar:
+            for drift in look_or_correct(courses=courses, batch_size=size, looked_at=bar.update):
+                found += 1
+                with tqdm.external_write_mode():
+                    self.stdout.write(self._line(drift, check=check, as_json=as_json))
+            looked_at = bar.total
+        if not as_json and verbosity:
+            self.stdout.write(self._summary(looked_at, found, check=check))
+        if check and found:
+            sys.exit(1)
+
+    def _courses(self, given: list[str] | None) -> CourseQuerySet:
+        if given is None:
+            return Course.objects.all()
+        ids = {self._whole_number(value, "--course-id") for value in given}
+        known = Course.objects.in_bulk(ids)
+        if unknown := ", ".join(map(str, sorted(ids - known.keys()))):
+            raise self.bad_input(f"There is no course with the id {unknown}.")
+        return Course.objects.filter(pk__in=ids)
+
+    def _whole_number(self, value: str | int, option: str) -> int:
+        try:
+            number = int(value)
+        except ValueError:
+            number = 0
+        if not 0 < number < 2**63:
+            raise self.bad_input(f"{option} takes whole numbers from 1 on, not {value!r}.")
+        return number
+
+    def _line(self, found: Drift, *, check: bool, as_json: bool) -> str:
+        if as_json:
+            return json.dumps(
+                {
+                    "course_id": found.course_id,
+                    "title": found.title,
+                    "stored": found.stored,
+                    "true": found.true,
+                    "drift": found.drift,
+                },
+                ensure_ascii=False,
+            )
+        line = (
+            f"Course {found.course_id} “{found.title}”: "
+            f"stored {found.stored}, true {found.true}, drift {found.drift:+d}"
+        )
+        return line if check else f"{line}: corrected"
+
+    def _summary(self, looked_at: int, found: int, *, check: bool) -> str:
+        courses = f"{looked_at} course{'' if looked_at == 1 else 's'} looked at"
+        if not found:
+            return self.style.SUCCESS(f"{courses}: all counts are right.")
+        if check:
+            return self.style.ERROR(f"{courses}: {found} drifted. Correct with: rebuild_counts")
+        return self.style.WARNING(f"{courses}: {found} drifted and corrected.")

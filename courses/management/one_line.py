@@ -1,0 +1,52 @@
+"""Commands whose errors are one line, on standard error, with exit status 2."""
+
+from typing import Any, NoReturn
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import Error, InterfaceError, OperationalError, ProgrammingError
+from tqdm import tqdm
+
+
+class OneLineErrorCommand(BaseCommand):
+    """A command that says what is wrong, and what to do, in one line."""
+
+    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
+        parser = super().create_parser(prog_name, subcommand, **kwargs)
+
+        def error(message: str) -> NoReturn:
+            raise self.bad_input(f"{message} (see {prog_name} {subcommand} --help)")
+
+        parser.error = error
+        return parser
+
+    def run_from_argv(self, argv: list[str]) -> None:
+        try:
+            super().run_from_argv(argv)
+        except CommandError as error:  # from the parser, which runs before Django's own handler
+            self.stderr.write(f"{error.__class__.__name__}: {error}")
+            raise SystemExit(error.returncode) from None
+
+    def execute(self, *args: Any, **options: Any) -> str | None:
+        try:
+            return super().execute(*args, **options)
+        except (OperationalError, InterfaceError, ProgrammingError) as error:
+            raise self.bad_input(_explained(error)) from error
+
+    @staticmethod
+    def bad_input(message: str) -> CommandError:
+        return CommandError(message, returncode=2)
+
+    @staticmethod
+    def progress(*, total: int, unit: str) -> tqdm:
+        """A bar on standard error: only on a terminal, and gone when it is done."""
+        return tqdm(total=total, unit=unit, disable=None, leave=False, dynamic_ncols=True)
+
+
+def _explained(error: Error) -> str:
+    said = " ".join(str(part) for part in error.args[-1:])
+    if "no such table" in said or "doesn't exist" in said:
+        return f"The database has no tables yet ({said}): run manage.py migrate."
+    return (
+        f"The database does not answer as it should ({said}): see that it runs, "
+        "that DATABASE_URL is right, and call again; nothing is half done."
+    )

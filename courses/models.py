@@ -1,0 +1,47 @@
+"""The catalogue: courses and their subjects."""
+
+from django.conf import settings
+from django.db import models
+
+from courses.fields import CounterField
+from courses.querysets import CourseQuerySet
+
+
+class Subject(models.Model):
+    name = models.CharField(max_length=100, unique=True)
+    slug = models.SlugField(max_length=100, unique=True)
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Course(models.Model):
+    title = models.CharField(max_length=200)
+    slug = models.SlugField(max_length=200, unique=True)
+    subject = models.ForeignKey(
+        Subject, models.PROTECT, null=True, blank=True, related_name="courses"
+    )
+    instructor = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="courses_taught",
+    )
+    capacity = models.PositiveIntegerField(
+        null=True,
+        blank=True,
+        help_text="Number of seats. Leave empty for no limit. "
+        "Lowering it sends nobody away: nobody more is enrolled until seats are free.",
+    )
+    total_enrollments = CounterField(
+        help_text="Stored number of enrolments that count. Moved by the services only."
+    )
+
+    objects = CourseQuerySet.as_manager()
+
+    def __str__(self) -> str:
+        return self.title

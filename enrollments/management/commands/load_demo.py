@@ -1,0 +1,89 @@
+import random
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.contrib.auth.hashers import make_password
+from django.core.management.base import CommandParser
+from django.db import transaction
+from django.utils.text import slugify
+
+from courses.management.one_line import OneLineErrorCommand
+from courses.models import Course, Subject
+from enrollments.models import Enrollment
+from enrollments.services import enroll_many, set_status, unenroll_many
+
+SUBJECTS = {
+    "Computing": ["Programming", "Databases", "Operating Systems", "Networks", "Machine Learning"],
+    "Mathematics": ["Algebra", "Calculus", "Statistics", "Graph Theory", "Numerical Methods"],
+    "Languages": ["French", "German", "Mandarin", "Latin", "Creative Writing"],
+    "Science": ["Physics", "Chemistry", "Astronomy", "Genetics", "Geology"],
+    "Society": ["Economics", "Psychology", "Law", "Modern History", "Philosophy"],
+    "Arts": ["Drawing", "Photography", "Music Theory", "Film", "Architecture"],
+}
+LEVELS = ["Introduction to {}", "{} in Practice", "Advanced {}"]
+NAME = PASSWORD = "admin"
+
+
+class Command(OneLineErrorCommand):
+    help = (
+        "Fills an empty database with a demo catalogue, made through the services, and a "
+        f"superuser {NAME}. Does nothing where there are courses. For trying only: needs DEBUG."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
+        parser.add_argument("--students", type=int, default=3_000, help="default: %(default)s")
+
+    def handle(self, *, seed: int, students: int, **options: Any) -> None:
+        if not settings.DEBUG:
+            raise self.bad_input("Demo data has a well-known password: set DEBUG=1 to load it.")
+        if not Course.objects.exists():
+            self._load(random.Random(seed), students)
+        admin = get_user_model().objects.filter(username=NAME).first()
+        if admin is not None and admin.check_password(PASSWORD):
+            self.stdout.write(f"Sign in to /admin/ as {NAME} with the password {PASSWORD}.")
+
+    @transaction.atomic
+    def _load(self, rng: random.Random, number: int) -> None:
+        users = get_user_model()._default_manager
+        if not users.filter(username=NAME).exists():
+            users.create_superuser(username=NAME, password=PASSWORD)
+        usernames = [f"student{n:04}" for n in range(1, number + 1)]
+        users.bulk_create(
+            [users.model(username=name, password=make_password(None)) for name in usernames],
+            batch_size=1_000,
+            ignore_conflicts=True,
+        )
+        students = list(
+            users.filter(username__startswith="student").order_by("pk").values_list("pk", flat=True)
+        )
+        courses = self._courses(rng)
+        with self.progress(total=len(courses), unit="course") as bar:
+            for rank, course in enumerate(courses, start=1):
+                # As in real catalogues, a few courses have most of the students.
+                wanting = rng.sample(students, k=max(1, len(students) * 6 // (rank * 10)))
+                self._fill(rng, course, wanting)
+                bar.update()
+        self.stdout.write(f"Demo data: {len(courses)} courses, {len(students)} students.")
+
+    def _courses(self, rng: random.Random) -> list[Course]:
+        courses = []
+        for name, fields in SUBJECTS.items():
+            subject, _ = Subject.objects.get_or_create(slug=slugify(name), defaults={"name": name})
+            for title in (level.format(field) for field in fields for level in LEVELS):
+                courses.append(Course(title=title, slug=slugify(title), subject=subject))
+        rng.shuffle(courses)
+        for course in courses:
+            course.capacity = rng.choice([None, None, 20, 50, 100, 400])
+            course.save()
+        return courses
+
+    def _fill(self, rng: random.Random, course: Course, wanting: list[int]) -> None:
+        refused = enroll_many(course=course, students=wanting).refused
+        leaving = rng.sample(wanting, k=len(wanting) // 8)
+        unenroll_many(course=course, students=leaving)
+        enroll_many(course=course, students=refused)
+        staying = Enrollment.objects.filter(course=course).counted().order_by("pk")
+        for row in rng.sample(list(staying), k=staying.count() // 20):
+            set_status(student=row.student_id, course=course, status=Enrollment.Status.COMPLETED)

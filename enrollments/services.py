@@ -1,0 +1,424 @@
+"""The only code that writes enrolment rows, and moves their course's counter with them.
+
+Every service is one transaction, and locks the course row before it touches the course's
+enrolment rows (several courses in key order): writers of one course queue up, and don't
+deadlock. Called inside a caller's `atomic()`, a service joins that transaction. Called
+outside, it retries conflicts and lost connections by itself; that is safe, as is any
+repeated call, because doing again what is done already changes nothing.
+
+`student` and `course` are an instance or a primary key. What isn't there raises
+`Course.DoesNotExist` or the user model's `DoesNotExist`. A database that stays away or
+busy after all retries raises `django.db.OperationalError`: call again later.
+"""
+
+import logging
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum, auto
+from typing import Any, NamedTuple
+
+from django.contrib.auth import get_user_model
+from django.db import IntegrityError, connection
+from django.db.models import F, Model, Q, QuerySet
+from django.utils import timezone
+
+from courses.models import Course
+from courses.transactions import in_transaction
+from enrollments.models import Enrollment
+from enrollments.querysets import COUNTED_STATUSES
+
+logger = logging.getLogger(__name__)
+
+Status = Enrollment.Status
+
+# Keys in one IN (…) and rows in one INSERT: MariaDB turns to full scans where a list
+# gets too long.
+CHUNK = 2_000
+
+
+class CourseFull(Exception):
+    """The course has no seat left: tell the student so."""
+
+    def __init__(self, course: Course) -> None:
+        self.course = course
+        super().__init__(f"“{course.title}” is full: all {course.capacity} seats are taken.")
+
+
+class NotEnrolled(Enrollment.DoesNotExist):
+    """The student has no such enrolment in the course: enrol them first."""
+
+
+@dataclass(frozen=True, slots=True)
+class BulkResult:
+    """What a bulk service did: numbers of students, and who got no seat."""
+
+    created: int = 0  # a new row
+    taken_up: int = 0  # a withdrawn row that counts again
+    withdrawn: int = 0  # a row that no longer counts
+    updated: int = 0  # another status or other dates; counts as it did
+    unchanged: int = 0
+    refused: tuple[Any, ...] = ()  # keys of the students without a seat, in the given order
+
+    @property
+    def changed(self) -> int:
+        return self.created + self.taken_up + self.withdrawn + self.updated
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What `register_many()` makes of one student's row. Dates are aware datetimes."""
+
+    student: Model | int
+    enrollment_date: datetime
+    withdrawal_date: datetime | None = None
+    status: str = Status.ACTIVE
+
+
+def enroll(*, student: Model | int, course: Course | int) -> tuple[Enrollment, bool]:
+    """Enrol a student, and return the row and whether this call moved the counter.
+
+    A withdrawn row is taken up again; one that counts already is left as it is.
+    Raises CourseFull.
+    """
+    student_key, course_key, now = _key(student), _key(course, Course), timezone.now()
+    try:
+        return _enroll_new(student_key, course_key, now), True
+    except (IntegrityError, _NotNew):
+        # There is a row already, or no seat, or no such student or course.
+        row = _set_one(student_key, course_key, _enrolled(now)).row
+    # This very moment: the row is ours, even where the answer to COMMIT was lost.
+    return row, row.enrollment_date == now
+
+
+def unenroll(*, student: Model | int, course: Course | int) -> bool:
+    """Withdraw a student, and return whether this call did so.
+
+    False: there was no enrolment that counts. The row is kept, as withdrawn.
+    """
+    now = timezone.now()
+    row = _set_one(_key(student), _key(course, Course), _withdrawn(now)).row
+    return row is not None and row.withdrawal_date == now
+
+
+def set_status(*, student: Model | int, course: Course | int, status: str) -> bool:
+    """Give an enrolment another status, and return whether this call changed it.
+
+    Raises NotEnrolled where there is no row, CourseFull where a withdrawn row would
+    count again and no seat is left, ValueError for a status that doesn't exist.
+    """
+    _require_status(status)
+    now = timezone.now()
+
+    def target(row: Enrollment | None) -> _State | None:
+        if row is None:
+            return None
+        if row.status == status:
+            return None
+        if status == Status.WITHDRAWN:
+            return _State(status, row.enrollment_date, now)
+        return _State(status, row.enrollment_date if row.is_counted else now, None)
+
+    written = _set_one(_key(student), _key(course, Course), target)
+    if written.row is None:
+        raise NotEnrolled("The student has no enrolment in this course: enrol them first.")
+    return written.outcome is not _Outcome.UNCHANGED
+
+
+@in_transaction
+def transfer(
+    *, student: Model | int, source: Course | int, target: Course | int
+) -> tuple[Enrollment, bool]:
+    """Move an active enrolment; return the row in `target`, and whether this call moved it.
+
+    The row in `source` is kept, as withdrawn. False: it was there already, and nothing
+    is active in `source`. Raises NotEnrolled where there is nothing to move, CourseFull,
+    and ValueError where both are the same course; nothing is changed then.
+    """
+    student_key, source_key, target_key = _key(student), _key(source, Course), _key(target, Course)
+    if source_key == target_key:
+        raise ValueError("Source and target are the same course: name two.")
+    now = timezone.now()
+    courses = {course.pk: course for course in _lock(source_key, target_key)}
+
+    def leave(row: Enrollment | None) -> _State | None:
+        active = row is not None and row.status == Status.ACTIVE
+        return _State(Status.WITHDRAWN, row.enrollment_date, now) if active else None
+
+    left = _write(courses[source_key], {student_key: leave})
+    if left.outcomes[student_key] is _Outcome.UNCHANGED:
+        there = _rows_of(courses[target_key], [student_key]).get(student_key)
+        if there is None or not there.is_counted:
+            _require_students([student_key])
+            raise NotEnrolled("The student has no active enrolment in the course to leave.")
+        return there, False
+    entered = _write(courses[target_key], {student_key: _enrolled(now)})
+    entered.raise_if_full(student_key)
+    return entered.rows[student_key], True
+
+
+def enroll_many(*, course: Course | int, students: Iterable[Model | int]) -> BulkResult:
+    """Enrol students in the given order until the course is full; the rest are refused.
+
+    One transaction, which holds the course until all are in.
+    """
+    target = _enrolled(timezone.now())
+    return _set_many(_key(course, Course), {_key(student): target for student in students})
+
+
+def unenroll_many(*, course: Course | int, students: Iterable[Model | int]) -> BulkResult:
+    """Withdraw students; those without an enrolment that counts are left as they are."""
+    target = _withdrawn(timezone.now())
+    return _set_many(_key(course, Course), {_key(student): target for student in students})
+
+
+def register_many(*, course: Course | int, registrations: Iterable[Registration]) -> BulkResult:
+    """Make rows exactly as given, with their dates: for records that are kept elsewhere.
+
+    Where a student is given twice, the last one counts. Seats go in the given order.
+    Raises ValueError for a status that doesn't exist or doesn't fit the dates.
+    """
+    targets = {_key(item.student): _registered(item) for item in registrations}
+    return _set_many(_key(course, Course), targets)
+
+
+@in_transaction
+def erase_student(*, student: Model | int) -> int:
+    """Delete all rows of a student, and return their number.
+
+    For deletion requests: the user can be deleted afterwards.
+    """
+    student_key = _key(student)
+    _require_students([student_key])
+    course_keys = _unguarded().filter(student=student_key).values_list("course", flat=True)
+    erased = 0
+    for course in _lock(*course_keys):
+        for row in _rows_of(course, [student_key]).values():
+            _unguarded().filter(pk=row.pk).delete()
+            _move_counter(course, -int(row.is_counted))
+            erased += 1
+    return erased
+
+
+# How it is done -----------------------------------------------------------------
+
+
+class _NotNew(Exception):
+    """A new row can't simply be added: look closer, under the lock."""
+
+
+class _State(NamedTuple):
+    """What a service writes into a row."""
+
+    status: str
+    enrollment_date: datetime
+    withdrawal_date: datetime | None
+
+
+# Says what a row is to be (None: as it is), given the row (None: there is none).
+_Target = Callable[[Enrollment | None], _State | None]
+
+
+class _Outcome(Enum):
+    CREATED = auto()
+    TAKEN_UP = auto()
+    WITHDRAWN = auto()
+    UPDATED = auto()
+    UNCHANGED = auto()
+    REFUSED = auto()
+
+
+class _Written(NamedTuple):
+    course: Course
+    rows: dict[Any, Enrollment]  # by student, as they are now
+    outcomes: dict[Any, _Outcome]  # by student, in the given order
+
+    def raise_if_full(self, student_key: Any) -> None:
+        if self.outcomes[student_key] is _Outcome.REFUSED:
+            raise CourseFull(self.course)
+
+
+class _WrittenOne(NamedTuple):
+    row: Enrollment | None
+    outcome: _Outcome
+
+
+def _enrolled(now: datetime) -> _Target:
+    state = _State(Status.ACTIVE, now, None)
+    return lambda row: None if row is not None and row.is_counted else state
+
+
+def _withdrawn(now: datetime) -> _Target:
+    def target(row: Enrollment | None) -> _State | None:
+        counted = row is not None and row.is_counted
+        return _State(Status.WITHDRAWN, row.enrollment_date, now) if counted else None
+
+    return target
+
+
+def _registered(item: Registration) -> _Target:
+    _require_status(item.status)
+    if (item.status == Status.WITHDRAWN) != (item.withdrawal_date is not None):
+        raise ValueError("A withdrawn registration has a withdrawal date, and no other has one.")
+    state = _State(item.status, item.enrollment_date, item.withdrawal_date)
+    return lambda row: None if row is not None and _state(row) == state else state
+
+
+def _state(row: Enrollment) -> _State:
+    return _State(row.status, row.enrollment_date, row.withdrawal_date)
+
+
+@in_transaction
+def _enroll_new(student_key: Any, course_key: Any, now: datetime) -> Enrollment:
+    # The common case in two statements: the UPDATE takes the course's lock, tests for a
+    # seat and moves the counter. A duplicate or a missing student undoes both.
+    if connection.features.can_defer_constraint_checks:
+        # This database would notice a missing student at COMMIT only.
+        _require_students([student_key])
+    has_seat = Q(capacity=None) | Q(capacity__gt=F("total_enrollments"))
+    course = Course.objects.filter(has_seat, pk=course_key)
+    if not course.update(total_enrollments=F("total_enrollments") + 1):
+        raise _NotNew
+    row = Enrollment(student_id=student_key, course_id=course_key, enrollment_date=now)
+    row.save_base(force_insert=True)
+    return row
+
+
+@in_transaction
+def _set_one(student_key: Any, course_key: Any, target: _Target) -> _WrittenOne:
+    (course,) = _lock(course_key)
+    written = _write(course, {student_key: target})
+    written.raise_if_full(student_key)
+    row = written.rows.get(student_key)
+    if row is None:
+        _require_students([student_key])
+    return _WrittenOne(row, written.outcomes[student_key])
+
+
+@in_transaction
+def _set_many(course_key: Any, targets: Mapping[Any, _Target]) -> BulkResult:
+    (course,) = _lock(course_key)
+    outcomes = _write(course, targets).outcomes
+    number = Counter(outcomes.values())
+    return BulkResult(
+        created=number[_Outcome.CREATED],
+        taken_up=number[_Outcome.TAKEN_UP],
+        withdrawn=number[_Outcome.WITHDRAWN],
+        updated=number[_Outcome.UPDATED],
+        unchanged=number[_Outcome.UNCHANGED],
+        refused=tuple(key for key, outcome in outcomes.items() if outcome is _Outcome.REFUSED),
+    )
+
+
+def _lock(*course_keys: Any) -> list[Course]:
+    """Lock courses in key order, and return them as they are now."""
+    wanted = set(course_keys)
+    locked = list(Course.objects.filter(pk__in=wanted).order_by("pk").select_for_update())
+    if missing := wanted - {course.pk for course in locked}:
+        raise Course.DoesNotExist(f"There is no course with the key {_listed(missing)}.")
+    return locked
+
+
+def _rows_of(course: Course, student_keys: Sequence[Any]) -> dict[Any, Enrollment]:
+    # The course's lock keeps other services away. The rows are locked too because only a
+    # locking read sees what they did before, if the caller's transaction is REPEATABLE READ
+    # and has read already.
+    return {
+        row.student_id: row
+        for keys in _chunks(student_keys)
+        for row in _unguarded().filter(course=course, student__in=keys).select_for_update()
+    }
+
+
+def _write(course: Course, targets: Mapping[Any, _Target]) -> _Written:
+    """Bring the rows of a locked course to their targets, and its counter with them."""
+    rows = _rows_of(course, list(targets))
+    free = math.inf if course.capacity is None else course.capacity - course.total_enrollments
+    delta = 0
+    outcomes: dict[Any, _Outcome] = {}
+    new: dict[Any, Enrollment] = {}
+    changed: defaultdict[_State, list[Any]] = defaultdict(list)
+    for student_key, target in targets.items():
+        row = rows.get(student_key)
+        state = target(row)
+        if state is None:
+            outcomes[student_key] = _Outcome.UNCHANGED
+            continue
+        move = (state.status in COUNTED_STATUSES) - (row is not None and row.is_counted)
+        if move > 0 and delta + move > free:
+            outcomes[student_key] = _Outcome.REFUSED
+            continue
+        delta += move
+        if row is None:
+            outcomes[student_key] = _Outcome.CREATED
+            new[student_key] = Enrollment(
+                student_id=student_key, course_id=course.pk, **state._asdict()
+            )
+        else:
+            outcomes[student_key] = _MOVED[move]
+            changed[state].append(row.pk)
+            row.status, row.enrollment_date, row.withdrawal_date = state
+    _require_students(list(new))
+    _unguarded().bulk_create(new.values(), batch_size=CHUNK)
+    for state, keys in changed.items():
+        for chunk in _chunks(keys):
+            _unguarded().filter(pk__in=chunk).update(**state._asdict())
+    _move_counter(course, delta)
+    return _Written(course, rows | new, outcomes)
+
+
+_MOVED = {1: _Outcome.TAKEN_UP, 0: _Outcome.UPDATED, -1: _Outcome.WITHDRAWN}
+
+
+def _move_counter(course: Course, delta: int) -> None:
+    """Move the counter of a locked course by what its rows were moved by, after they were."""
+    this = Course.objects.filter(pk=course.pk)
+    if course.total_enrollments + delta < 0:
+        this.recount()
+        logger.error(
+            "The stored count of course %s, %d, was too low to fall by %d: it had drifted, and "
+            "was recounted. Look for what writes to the tables past the services.",
+            course.pk,
+            course.total_enrollments,
+            -delta,
+        )
+    elif delta:
+        this.update(total_enrollments=F("total_enrollments") + delta)
+
+
+def _require_students(keys: Sequence[Any]) -> None:
+    users = get_user_model()._default_manager
+    missing = set(keys)
+    for chunk in _chunks(keys):
+        missing.difference_update(users.filter(pk__in=chunk).values_list("pk", flat=True))
+    if missing:
+        raise get_user_model().DoesNotExist(f"There is no user with the key {_listed(missing)}.")
+
+
+def _require_status(status: str) -> None:
+    if status not in Status.values:
+        raise ValueError(f"“{status}” is no status: use one of {', '.join(Status.values)}.")
+
+
+def _key(value: Any, model: type[Model] | None = None) -> Any:
+    model = model or get_user_model()
+    if isinstance(value, Model) and not isinstance(value, model):
+        raise TypeError(f"Expected a {model.__name__} or its key, not a {type(value).__name__}.")
+    return value.pk if isinstance(value, Model) else model._meta.pk.to_python(value)
+
+
+def _chunks(keys: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    return (keys[start : start + CHUNK] for start in range(0, len(keys), CHUNK))
+
+
+def _listed(keys: Iterable[Any], most: int = 5) -> str:
+    keys = sorted(keys, key=str)
+    more = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return ", ".join(map(str, keys[:most])) + more
+
+
+def _unguarded() -> QuerySet:
+    """Enrolment rows without the door that keeps everybody else from writing them."""
+    return QuerySet(Enrollment)

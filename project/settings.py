@@ -1,0 +1,169 @@
+"""Settings, read from the environment. What is not set is safe in production.
+
+DATABASE_URL    mysql://user:password@host:3306/name; unset: an SQLite file
+REDIS_URL       redis://host:6379/0; unset: no shared cache
+SECRET_KEY      unset: a random one, made once and kept in .secret_key
+DEBUG           1 on a developer's machine only
+ALLOWED_HOSTS   comma-separated; unset: this machine only
+CSRF_TRUSTED_ORIGINS  comma-separated, where a proxy changes the host
+HTTPS           0 where visitors reach the site by plain http
+LOG_LEVEL       INFO
+"""
+
+from pathlib import Path
+
+import environ
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from project.secret_key import local_secret_key
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+env = environ.Env()
+
+DEBUG = env.bool("DEBUG", default=False)
+SECRET_KEY = env.str("SECRET_KEY", default="") or local_secret_key(BASE_DIR / ".secret_key")
+ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", default=["localhost", "127.0.0.1", "[::1]"])
+CSRF_TRUSTED_ORIGINS = env.list("CSRF_TRUSTED_ORIGINS", default=[])
+
+# Database ------------------------------------------------------------------
+
+DATABASES = {
+    "default": env.db_url("DATABASE_URL", default=f"sqlite:///{BASE_DIR / 'db.sqlite3'}"),
+}
+_options = DATABASES["default"].setdefault("OPTIONS", {})
+if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
+    # Without IMMEDIATE, two transactions that read before they write can't both
+    # go on, and SQLite fails one at once, however long its timeout is.
+    _options |= {
+        "transaction_mode": "IMMEDIATE",
+        "timeout": 20,  # seconds
+        "init_command": "PRAGMA journal_mode=WAL",
+    }
+else:
+    DATABASES["default"]["CONN_MAX_AGE"] = 60  # seconds
+    DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
+if DATABASES["default"]["ENGINE"] == "django.db.backends.mysql":
+    _options.setdefault("isolation_level", "read committed")
+    _options.setdefault("charset", "utf8mb4")
+    _options.setdefault("connect_timeout", 5)  # seconds
+    # The default of 50 seconds outlives most visitors.
+    _options.setdefault(
+        "init_command",
+        "SET sql_mode='STRICT_TRANS_TABLES', innodb_lock_wait_timeout=10",
+    )
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+# Cache: optional at every moment, and never for counts (docs: README) -------
+
+REDIS_URL = env.str("REDIS_URL", default="")
+CACHES = {
+    "default": {
+        "BACKEND": "project.cache.FailOpenRedisCache",
+        "LOCATION": REDIS_URL,
+        "TIMEOUT": 60,  # seconds
+        "OPTIONS": {
+            "socket_connect_timeout": 0.25,  # seconds
+            "socket_timeout": 0.25,  # seconds
+            # The client's own retries would multiply these times.
+            "retry": Retry(NoBackoff(), 0),
+        },
+    }
+    if REDIS_URL
+    # A cache of one process is wrong as soon as there are two.
+    else {"BACKEND": "django.core.cache.backends.dummy.DummyCache"}
+}
+CACHALOT_ONLY_CACHABLE_TABLES = frozenset(
+    {
+        "auth_group",
+        "auth_group_permissions",
+        "auth_permission",
+        "courses_subject",
+        "django_content_type",
+    }
+)
+CACHALOT_TIMEOUT = 60  # seconds: how long a lost invalidation can matter
+CACHALOT_FINAL_SQL_CHECK = True
+# W001: our backend is Django's RedisCache, which cachalot supports, made to fail open.
+SILENCED_SYSTEM_CHECKS = ["cachalot.W001"]
+
+# Application ---------------------------------------------------------------
+
+INSTALLED_APPS = [
+    "courses",
+    "enrollments",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "whitenoise.runserver_nostatic",
+    "django.contrib.staticfiles",
+]
+if REDIS_URL:
+    INSTALLED_APPS.append("project.cachalot.FencedCachalotConfig")
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+ROOT_URLCONF = "project.urls"
+WSGI_APPLICATION = "project.wsgi.application"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    },
+]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in (
+        "UserAttributeSimilarityValidator",
+        "MinimumLengthValidator",
+        "CommonPasswordValidator",
+        "NumericPasswordValidator",
+    )
+]
+LANGUAGE_CODE = "en-gb"
+TIME_ZONE = "UTC"
+USE_TZ = True
+
+STATIC_URL = "static/"
+STATIC_ROOT = BASE_DIR / "staticfiles"
+# Served from the apps, so that no collectstatic can be forgotten.
+WHITENOISE_USE_FINDERS = True
+
+# Safety on the way to the visitor --------------------------------------------
+
+HTTPS = env.bool("HTTPS", default=not DEBUG)
+if HTTPS:
+    SECURE_SSL_REDIRECT = True
+    SECURE_HSTS_SECONDS = 365 * 24 * 3600
+    SECURE_HSTS_INCLUDE_SUBDOMAINS = True
+    SECURE_HSTS_PRELOAD = True
+    SESSION_COOKIE_SECURE = True
+    CSRF_COOKIE_SECURE = True
+
+# Logs: one event a line on standard error -------------------------------------
+
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "line": {"format": "{asctime} {levelname} {name}: {message}", "style": "{"},
+    },
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["stderr"], "level": env.str("LOG_LEVEL", default="INFO")},
+}

@@ -1,0 +1,454 @@
+"""A private MariaDB and a private Redis on free ports, gone with everything they wrote at the end.
+
+    python -m tests.servers COMMAND [ARG…]   run COMMAND with DATABASE_URL and REDIS_URL set
+    python -m tests.servers --install        only make sure that the programs are there
+
+Servers that already run here are neither used nor disturbed, and no configuration file is read.
+"""
+
+import os
+import random
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+HOST = "127.0.0.1"
+START_SECONDS = 60
+STOP_SECONDS = 30
+COMMAND_SECONDS = 10
+
+
+class ServerError(Exception):
+    """A server that can't be had; the message is one line."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP, to be treated as Ctrl-C is."""
+
+
+class MissingPrograms(ServerError):
+    """Something has to be installed first; the message names it."""
+
+
+@dataclass(kw_only=True)
+class Server:
+    """One server process, which can be stopped, killed, paused and started again where it was."""
+
+    name: ClassVar[str]
+    hello: ClassVar[bytes]
+
+    port: int
+    url: str
+    folder: Path = field(repr=False)
+    command: Sequence[str] = field(repr=False)
+    executable: str | None = field(repr=False)
+    process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    def start(self) -> None:
+        """Return when it answers. Does nothing when it already runs."""
+        if self._running():
+            return
+        with (self.folder / "log").open("ab") as log:
+            # Its own session: Ctrl-C is for the tests, which may still need their server.
+            self.process = subprocess.Popen(
+                self.command,
+                executable=self.executable,
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        give_up = time.monotonic() + START_SECONDS
+        while not self._answers():
+            if not self._running() or time.monotonic() > give_up:
+                self.kill()
+                raise _failed(name=self.name, folder=self.folder)
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """Shut down in good order; MariaDB writes everything out."""
+        if self.process is None:
+            return
+        self.process.terminate()
+        # A paused process acts on nothing but SIGKILL and this.
+        self.process.send_signal(signal.SIGCONT)
+        try:
+            self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def kill(self) -> None:
+        """End it with SIGKILL, as a crash would."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def signal(self, number: signal.Signals, /) -> None:
+        """SIGSTOP makes it hang with its connections open, SIGCONT lets it go on."""
+        if self.process is not None:
+            self.process.send_signal(number)
+
+    def _running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def _answers(self) -> bool:
+        # Accepted is not served: the port opens before the server is ready.
+        with suppress(OSError), socket.create_connection((HOST, self.port), timeout=1) as peer:
+            peer.sendall(self.hello)
+            return bool(peer.recv(1)) and self._running()
+        return False
+
+
+class MariaDB(Server):
+    name = "mariadb"
+    hello = b""
+
+
+class Redis(Server):
+    name = "redis"
+    hello = b"PING\r\n"
+
+
+@contextmanager
+def mariadb(*, options: Sequence[str] = ()) -> Iterator[MariaDB]:
+    """A MariaDB with one database and a user that may do everything; options go to mariadbd.
+
+    Raises MissingPrograms, or ServerError when it doesn't come up.
+    """
+    _require(SERVERS)
+    with _folder(name=MariaDB.name) as folder:
+        port, password = _free_port(), secrets.token_hex(16)
+        init = folder / "init.sql"
+        init.write_text(
+            "CREATE DATABASE IF NOT EXISTS catalogue;\n"
+            f"CREATE USER IF NOT EXISTS catalogue@'%' IDENTIFIED BY '{password}';\n"
+            "GRANT ALL ON *.* TO catalogue@'%' WITH GRANT OPTION;\n"
+        )
+        common = [f"--datadir={folder / 'data'}", f"--tmpdir={folder}", "--skip-name-resolve"]
+        if os.geteuid() == 0:
+            common.append("--user=root")
+        _set_up(
+            name=MariaDB.name,
+            folder=folder,
+            executable=_which("mariadb-install-db"),
+            command=[
+                "mariadb-install-db",
+                "--no-defaults",
+                *common,
+                # root comes in through the private socket only, with no password to guess.
+                "--auth-root-authentication-method=socket",
+                "--skip-test-db",
+            ],
+        )
+        server = MariaDB(
+            port=port,
+            url=f"mysql://catalogue:{password}@{HOST}:{port}/catalogue",
+            folder=folder,
+            executable=_which("mariadbd"),
+            command=[
+                "mariadbd",
+                "--no-defaults",
+                *common,
+                f"--bind-address={HOST}",
+                f"--port={port}",
+                # Relative to the data: a full path may be longer than a socket's can be.
+                "--socket=socket",
+                "--pid-file=pid",
+                f"--init-file={init}",
+                "--character-set-server=utf8mb4",
+                "--skip-log-bin",
+                "--innodb-buffer-pool-size=256M",
+                # What was committed outlives SIGKILL, though not a power cut.
+                "--innodb-flush-log-at-trx-commit=2",
+                *options,
+            ],
+        )
+        with _serving(server):
+            yield server
+
+
+@contextmanager
+def redis(*, options: Sequence[str] = ()) -> Iterator[Redis]:
+    """A Redis that keeps nothing on disk, so a restart empties it; options go to redis-server.
+
+    Raises MissingPrograms, or ServerError when it doesn't come up.
+    """
+    _require(SERVERS)
+    with _folder(name=Redis.name) as folder:
+        port = _free_port()
+        server = Redis(
+            port=port,
+            url=f"redis://{HOST}:{port}/0",
+            folder=folder,
+            executable=_redis_program(),
+            command=[
+                "redis-server",
+                *("--bind", HOST, "--port", str(port), "--dir", str(folder)),
+                *("--save", "", "--appendonly", "no"),
+                *options,
+            ],
+        )
+        with _serving(server):
+            yield server
+
+
+@contextmanager
+def _serving(server: Server) -> Iterator[None]:
+    try:
+        server.start()
+        yield
+    finally:
+        # Its data goes away with it: an orderly end would only take longer.
+        server.kill()
+
+
+@contextmanager
+def _folder(*, name: str) -> Iterator[Path]:
+    with _unwound_by_signals():
+        folder = Path(tempfile.mkdtemp(prefix=f"{name}-"))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _unwound_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind as Ctrl-C does, or the servers would outlive the tests."""
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+
+    def unwind(*_: object) -> None:
+        for number in numbers:
+            # make and timeout send it twice; the second must not cut the clean-up short.
+            signal.signal(number, signal.SIG_IGN)
+        raise Terminated
+
+    ours = [
+        number
+        for number in numbers
+        if threading.current_thread() is threading.main_thread()
+        and signal.getsignal(number) is signal.SIG_DFL
+    ]
+    for number in ours:
+        signal.signal(number, unwind)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _set_up(*, name: str, folder: Path, executable: str | None, command: Sequence[str]) -> None:
+    with (folder / "log").open("ab") as log:
+        process = subprocess.Popen(
+            command,
+            executable=executable,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        status = process.wait()
+    except BaseException:
+        # A script: what it started has to go as well.
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    if status != 0:
+        raise _failed(name=name, folder=folder)
+
+
+def _failed(*, name: str, folder: Path) -> ServerError:
+    # The folder goes; what explains the failure stays.
+    log = (folder / "log").rename(folder.with_suffix(".log"))
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    # MariaDB's own last word is only "Aborting".
+    errors = [line for line in lines if "[ERROR]" in line and not line.endswith("Aborting")]
+    last = (errors or lines or ["it said nothing"])[-1]
+    return ServerError(f"{name} didn't start: {last} (log: {log})")
+
+
+def _free_port() -> int:
+    # Below the ports that the system gives to clients: one that reconnects in a loop would sooner
+    # or later be given the port of the server it is waiting for, and talk to itself.
+    for _ in range(100):
+        port = random.randrange(20_000, 32_000)
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind((HOST, port))
+            return port
+    raise ServerError(f"no free port on {HOST}")
+
+
+def _which(program: str) -> str | None:
+    # The servers live where the PATH of an ordinary user doesn't look.
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/libexec"])
+    return shutil.which(program, path=path)
+
+
+def _redis_program() -> str | None:
+    # Debian's redis-tools has the server without its service: redis-check-rdb is the same program,
+    # and goes by the name it is called with.
+    names = ("redis-server", "valkey-server", "redis-check-rdb", "valkey-check-rdb")
+    return next(filter(None, map(_which, names)), None)
+
+
+def _has_library() -> bool:
+    # The names that mysqlclient's own build asks for.
+    return _which("pkg-config") is not None and any(
+        subprocess.run(["pkg-config", "--exists", name], capture_output=True).returncode == 0
+        for name in ("mysqlclient", "mariadb", "libmariadb", "perconaserverclient")
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    what: str
+    package: str
+    met: Callable[[], object]
+
+
+# Only packages that start no service of their own.
+SERVERS = (
+    Need(
+        what="MariaDB's server",
+        package="mariadb-server-core",
+        met=lambda: _which("mariadbd") and _which("mariadb-install-db"),
+    ),
+    Need(
+        what="MariaDB's client",
+        package="mariadb-client-core",
+        met=lambda: _which("mariadb"),
+    ),
+    Need(what="Redis", package="redis-tools", met=_redis_program),
+)
+# To compile mysqlclient.
+HEADERS = (
+    Need(
+        what="a C compiler",
+        package="gcc",
+        met=lambda: _which((sysconfig.get_config_var("CC") or "cc").split()[0]),
+    ),
+    Need(what="pkg-config", package="pkg-config", met=lambda: _which("pkg-config")),
+    Need(what="the headers of MariaDB's client", package="libmariadb-dev", met=_has_library),
+    Need(
+        what="Python's headers",
+        package=f"python{sysconfig.get_python_version()}-dev",
+        met=lambda: Path(sysconfig.get_path("include"), "Python.h").exists(),
+    ),
+)
+
+
+def _missing(needs: Sequence[Need]) -> list[Need]:
+    return [need for need in needs if not need.met()]
+
+
+def _require(needs: Sequence[Need]) -> None:
+    if missing := _missing(needs):
+        raise MissingPrograms(
+            f"not found: {', '.join(need.what for need in missing)}; please install "
+            f"(Debian's names: {' '.join(need.package for need in missing)})"
+        )
+
+
+def install(*needs: Need) -> None:
+    """Install what is missing, where apt-get is there and may be used.
+
+    Raises MissingPrograms.
+    """
+    missing = _missing(needs)
+    apt = _apt_get()
+    if missing and apt:
+        packages = [need.package for need in missing]
+        print(f"tests.servers: installing {' '.join(packages)}", file=sys.stderr)
+        # Old lists may still do, so only the second answer counts.
+        subprocess.run([*apt, "update"], capture_output=True, stdin=subprocess.DEVNULL)
+        # --no-remove: the MySQL that somebody uses here is not ours to replace.
+        done = subprocess.run(
+            [*apt, "install", "--yes", "--no-install-recommends", "--no-remove", *packages],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        if done.returncode != 0:
+            lines = done.stdout.strip().splitlines() or ["it said nothing"]
+            errors = [line for line in lines if line.startswith("E: ")]
+            raise MissingPrograms(
+                f"apt-get install {' '.join(packages)} failed: {(errors or lines)[-1]}"
+            )
+    _require(needs)
+
+
+def _apt_get() -> list[str] | None:
+    if _which("apt-get") is None:
+        return None
+    apt = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-o", "DPkg::Lock::Timeout=300"]
+    if os.geteuid() == 0:
+        return apt
+    if (
+        _which("sudo") is None
+        or subprocess.run(["sudo", "-n", "true"], capture_output=True).returncode
+    ):
+        return None
+    return ["sudo", "-n", *apt]
+
+
+def _run(command: Sequence[str]) -> int:
+    with mariadb() as database, redis() as cache:
+        urls = {"DATABASE_URL": database.url, "REDIS_URL": cache.url}
+        child = subprocess.Popen(command, env=os.environ | urls)
+        try:
+            return child.wait()
+        except KeyboardInterrupt as stopped:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            # A terminal's Ctrl-C has reached COMMAND too; SIGTERM has not.
+            if isinstance(stopped, Terminated):
+                child.terminate()
+            for force in (child.terminate, child.kill):
+                try:
+                    child.wait(COMMAND_SECONDS)
+                    break
+                except subprocess.TimeoutExpired:
+                    force()
+            child.wait()
+            raise
+
+
+def main(command: Sequence[str]) -> int:
+    if not command or command[0] in ("-h", "--help"):
+        print(__doc__.strip())
+        return 0 if command else 2
+    try:
+        if command[0] == "--install":
+            install(*SERVERS, *HEADERS)
+            return 0
+        if shutil.which(command[0]) is None:
+            print(f"tests.servers: {command[0]}: no such command", file=sys.stderr)
+            return 127
+        install(*SERVERS)
+        status = _run(command)
+        return status if status >= 0 else 128 - status
+    except ServerError as error:
+        print(f"tests.servers: {error}", file=sys.stderr)
+        return 2 if isinstance(error, MissingPrograms) else 1
+    except KeyboardInterrupt as stopped:
+        return 128 + (signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
