@@ -6,7 +6,7 @@ from typing import Any
 from django.contrib import admin, messages
 from django.contrib.admin.actions import delete_selected
 from django.db import IntegrityError, transaction
-from django.db.models import Count, Model, ProtectedError
+from django.db.models import Count, Model, ProtectedError, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.utils.html import format_html
@@ -15,8 +15,8 @@ from courses.models import Course, Subject
 from courses.querysets import CourseQuerySet
 from courses.rebuild import rebuild
 
-# A message for each correction, up to here; then how many more.
-MOST_MESSAGES = 20
+# One line for each of them, up to here; the rest is summed up.
+MOST_LINES = 20
 
 
 class ProtectedByEnrollments(admin.ModelAdmin):
@@ -30,15 +30,18 @@ class ProtectedByEnrollments(admin.ModelAdmin):
     def get_deleted_objects(
         self, objs: Iterable[Model], request: HttpRequest
     ) -> tuple[Any, dict[str, int], set[str], list[str]]:
-        keys = [obj.pk for obj in objs]
+        keys = objs.values("pk") if isinstance(objs, QuerySet) else [obj.pk for obj in objs]
         kept = self.model._default_manager.filter(pk__in=keys, enrollments__isnull=False)
+        some = kept.annotate(rows=Count("enrollments")).order_by("pk")[: MOST_LINES + 1]
         protected = [
             f"{obj}: {obj.rows} enrolment row{'' if obj.rows == 1 else 's'}, kept for ever"
-            for obj in kept.annotate(rows=Count("enrollments")).order_by("pk")
+            for obj in some
         ]
-        if protected:
-            return [], {}, set(), protected
-        return super().get_deleted_objects(objs, request)
+        if not protected:
+            return super().get_deleted_objects(objs, request)
+        if len(protected) > MOST_LINES:
+            protected[MOST_LINES] = "… and more"
+        return [], {}, set(), protected
 
     def delete_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         try:
@@ -83,7 +86,7 @@ class SubjectAdmin(admin.ModelAdmin):
 
 @admin.register(Course)
 class CourseAdmin(ProtectedByEnrollments):
-    list_display = ["title", "subject", "capacity", "stored", "true", "drift"]
+    list_display = ["title", "stored", "true", "drift", "capacity", "subject"]
     list_filter = [DriftedFilter, "subject"]
     list_select_related = ["subject"]
     list_per_page = 50
@@ -93,7 +96,7 @@ class CourseAdmin(ProtectedByEnrollments):
     autocomplete_fields = ["subject", "instructor"]
     prepopulated_fields = {"slug": ["title"]}
     readonly_fields = ["stored", "true", "drift"]
-    actions = ["rebuild_counts"]
+    actions = ["rebuild_counts", *ProtectedByEnrollments.actions]
 
     class Media:
         css = {"all": ["courses/admin.css"]}
@@ -125,15 +128,15 @@ class CourseAdmin(ProtectedByEnrollments):
         corrected = 0
         for found in rebuild(courses=queryset):
             corrected += 1
-            if corrected <= MOST_MESSAGES:
+            if corrected <= MOST_LINES:
                 self.message_user(
                     request,
                     f"“{found.title}” corrected from {found.stored} to {found.true} "
                     f"(drift {found.drift:+d}).",
                     messages.WARNING,
                 )
-        if corrected > MOST_MESSAGES:
-            more = corrected - MOST_MESSAGES
+        if corrected > MOST_LINES:
+            more = corrected - MOST_LINES
             self.message_user(request, f"{more} more corrected.", messages.WARNING)
         if not corrected:
             self.message_user(

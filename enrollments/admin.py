@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from typing import Any
-from urllib.parse import urlencode
 
 from django import forms
 from django.contrib import admin, messages
@@ -11,7 +10,7 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.admin import UserAdmin
 from django.core.exceptions import ObjectDoesNotExist
 from django.db.models import QuerySet
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 
 from courses.admin import ProtectedByEnrollments
@@ -19,9 +18,21 @@ from courses.transactions import in_transaction
 from enrollments import services
 from enrollments.models import Enrollment
 
+# Rows withdrawn at a time. Each is a field of the confirmation, and Django takes 1,000 fields.
+MOST_SELECTED = 500
+
+
+class AlreadyEnrolled(Exception):
+    """There is nothing to add: say so."""
+
 
 class EnrollmentForm(forms.ModelForm):
+    # Why the service refused what this form asks for: it is shown again, with this.
+    refusal: Exception | None = None
+
     def clean(self) -> dict[str, Any]:
+        if self.refusal:
+            self.add_error("status" if "status" in self.fields else "course", str(self.refusal))
         # Django would refuse a second row here. enroll() takes up the first one again.
         return self.cleaned_data
 
@@ -46,6 +57,11 @@ class EnrollmentAdmin(admin.ModelAdmin):
     def get_readonly_fields(self, request: HttpRequest, obj: Enrollment | None = None) -> list[str]:
         return ["student", "course", "enrollment_date", "withdrawal_date"] if obj else []
 
+    def get_form(self, request: HttpRequest, *args: Any, **kwargs: Any) -> type[EnrollmentForm]:
+        form = super().get_form(request, *args, **kwargs)  # a class made for this request
+        form.refusal = getattr(request, "refusal", None)
+        return form
+
     def changeform_view(
         self,
         request: HttpRequest,
@@ -53,7 +69,7 @@ class EnrollmentAdmin(admin.ModelAdmin):
         form_url: str = "",
         extra_context: dict[str, Any] | None = None,
     ) -> HttpResponse:
-        # Rows are kept: the status is what is changed, there is nothing to delete.
+        # Rows are kept: there is a link to withdraw instead.
         context = {"show_delete": False} | (extra_context or {})
         view = super().changeform_view
         if request.method != "POST":
@@ -61,11 +77,9 @@ class EnrollmentAdmin(admin.ModelAdmin):
         try:
             # Django's view begins the transaction, so a conflict must be retried out here.
             return in_transaction(view)(request, object_id, form_url, context)
-        except (services.CourseFull, ObjectDoesNotExist) as error:
-            self.message_user(request, f"Nothing was changed. {error}", messages.ERROR)
-            given = {name: request.POST.get(name, "") for name in ("student", "course")}
-            again = request.path if object_id else f"{request.path}?{urlencode(given)}"
-            return HttpResponseRedirect(again)
+        except (services.CourseFull, AlreadyEnrolled, ObjectDoesNotExist) as refusal:
+            request.refusal = refusal
+            return view(request, object_id, form_url, context)
 
     def save_model(
         self, request: HttpRequest, obj: Enrollment, form: EnrollmentForm, change: bool
@@ -73,52 +87,48 @@ class EnrollmentAdmin(admin.ModelAdmin):
         if change:
             services.set_status(student=obj.student_id, course=obj.course_id, status=obj.status)
             return
-        row, obj.newly_enrolled = services.enroll(student=obj.student_id, course=obj.course_id)
+        row, changed = services.enroll(student=obj.student_id, course=obj.course_id)
+        if not changed:
+            raise AlreadyEnrolled(f"{obj.student} is enrolled in “{obj.course}” already.")
         obj.pk = row.pk
         obj.refresh_from_db()
 
-    def response_add(
-        self, request: HttpRequest, obj: Enrollment, post_url_continue: str | None = None
+    def delete_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        if obj.newly_enrolled:
-            return super().response_add(request, obj, post_url_continue)
-        self.message_user(request, f"{obj}: enrolled already, nothing was changed.")
-        return self.response_post_save_add(request, obj)
+        view = super().delete_view
+        if request.method == "POST":
+            view = in_transaction(view)
+        return view(request, object_id, {"title": "Withdraw"} | (extra_context or {}))
 
     def delete_model(self, request: HttpRequest, obj: Enrollment) -> None:
-        services.unenroll(student=obj.student_id, course=obj.course_id)
+        self._withdraw(request, [obj])
+
+    def log_deletions(self, request: HttpRequest, queryset: Any) -> None:
+        """Nothing is deleted. That rows were withdrawn is logged when they were."""
 
     def response_delete(self, request: HttpRequest, obj_display: str, obj_id: Any) -> HttpResponse:
-        self.message_user(request, f"Withdrawn: {obj_display}.", messages.SUCCESS)
         return self.response_post_save_change(request, self.model(pk=obj_id))
-
-    def log_deletions(self, request: HttpRequest, queryset: Any) -> Any:
-        return LogEntry.objects.log_actions(
-            user_id=request.user.pk,
-            queryset=queryset,
-            action_flag=CHANGE,
-            change_message="Withdrawn.",
-            single_object=len(queryset) == 1,
-        )
 
     @admin.action(permissions=["delete"], description="Withdraw selected enrolments")
     def delete_selected(
         self, request: HttpRequest, queryset: QuerySet[Enrollment]
     ) -> TemplateResponse | None:
-        rows = queryset.counted().order_by("pk")
-        if "post" in request.POST:
-            withdrawn = in_transaction(self._withdraw)(request, list(rows))
+        rows = list(queryset.counted().order_by("pk")[: MOST_SELECTED + 1])
+        if len(rows) > MOST_SELECTED:
             self.message_user(
                 request,
-                f"{withdrawn} enrolment{'' if withdrawn == 1 else 's'} withdrawn.",
-                messages.SUCCESS,
+                f"Nobody was withdrawn: select at most {MOST_SELECTED} enrolments at a time.",
+                messages.ERROR,
             )
             return None
+        if "post" in request.POST or not rows:
+            in_transaction(self._withdraw)(request, rows)
+            return None
         context = self.admin_site.each_context(request) | {
-            "title": "Withdraw these students?",
+            "title": "Withdraw selected enrolments",
             "opts": self.opts,
             "media": self.media,
-            "queryset": queryset,
             "rows": rows,
             "action_checkbox_name": admin.helpers.ACTION_CHECKBOX_NAME,
         }
@@ -126,15 +136,29 @@ class EnrollmentAdmin(admin.ModelAdmin):
             request, "admin/enrollments/enrollment/withdraw_selected.html", context
         )
 
-    def _withdraw(self, request: HttpRequest, rows: list[Enrollment]) -> int:
+    def _withdraw(self, request: HttpRequest, rows: list[Enrollment]) -> None:
         students = defaultdict(list)
         for row in rows:
             students[row.course_id].append(row.student_id)
-        if rows:
-            self.log_deletions(request, rows)
-        return sum(
+        withdrawn = sum(
             services.unenroll_many(course=course, students=students[course]).withdrawn
             for course in sorted(students)
+        )
+        if not withdrawn:
+            self.message_user(request, "Nobody was withdrawn: they were already.")
+            return
+        LogEntry.objects.log_actions(
+            user_id=request.user.pk,
+            queryset=self.get_queryset(request)
+            .select_related(*self.list_select_related)
+            .filter(pk__in=[row.pk for row in rows]),
+            action_flag=CHANGE,
+            change_message="Withdrawn.",
+        )
+        self.message_user(
+            request,
+            f"{withdrawn} enrolment{'' if withdrawn == 1 else 's'} withdrawn. No row was deleted.",
+            messages.SUCCESS,
         )
 
 

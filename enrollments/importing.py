@@ -4,29 +4,27 @@ import csv
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from itertools import islice
 from pathlib import Path
 
 from django.contrib.auth import get_user_model
 from django.contrib.auth.hashers import make_password
 from django.db import transaction
+from django.db.models import Q
 
 from courses.models import Course, Subject
 from courses.transactions import in_transaction
 from enrollments.services import BulkResult, Registration, register_many
 
-# Lines read before their courses are written, each course in a transaction of its own.
-WINDOW = 5_000
-
-COLUMNS = (
-    "code_module",
-    "code_presentation",
-    "id_student",
-    "date_registration",
-    "date_unregistration",
-)
+# What a value looks like, and what it then is.
+_FORMS = {
+    "code_module": (r"\w{1,50}", "module code"),
+    "code_presentation": (r"\w{1,50}", "presentation code"),
+    "id_student": (r"\d{1,20}", "whole number"),
+    "date_registration": (r"([+-]?\d{1,5})?", "number of days"),
+    "date_unregistration": (r"([+-]?\d{1,5})?", "number of days"),
+}
 # The Open University's presentations begin in October (J) and in February (B).
 _START_MONTHS = {"J": 10, "B": 2}
 
@@ -57,6 +55,10 @@ class Line:
     enrollment_date: datetime
     withdrawal_date: datetime | None
 
+    @property
+    def slug(self) -> str:
+        return self.course.lower()
+
 
 @dataclass(slots=True)
 class Summary:
@@ -85,23 +87,28 @@ def read_registrations(*, path: Path, starts: Mapping[str, date]) -> Iterator[Li
     `starts` gives the first day of presentations where it isn't October 1 or February 1.
     Raises UnreadableFile.
     """
+    number = 1
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.reader(file, strict=True)
             header = [name.strip() for name in next(rows, [])]
-            if missing := [name for name in COLUMNS if name not in header]:
+            if any(header.count(name) != 1 for name in _FORMS):
                 raise UnreadableFile(
-                    f"{path} has no column {', '.join(missing)}: its first line must name "
-                    f"{', '.join(COLUMNS)}."
+                    f"{path} has other columns: its first line must name each of "
+                    f"{', '.join(_FORMS)} once."
                 )
             first_lines: dict[tuple[str, str], int] = {}
+            number = rows.line_num + 1
             for values in rows:
                 if values:
-                    yield _line(rows.line_num, header, values, starts, first_lines)
+                    yield _line(number, header, values, starts, first_lines)
+                number = rows.line_num + 1
     except OSError as error:
         raise UnreadableFile(f"{path} can't be read: {error.strerror}.") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UnreadableFile(f"{path} is no CSV file in UTF-8: {error}.") from error
+        raise UnreadableFile(
+            f"{path} is no CSV file in UTF-8 from line {number} on: {error}."
+        ) from error
 
 
 def import_registrations(
@@ -113,55 +120,57 @@ def import_registrations(
 ) -> Summary:
     """Register all good lines, making the courses and students that they need.
 
-    Bad lines, and students for whom there is no seat, go to `complain` one by one, and
-    change nothing for the others. `looked_at` is called with the number of lines done.
+    Reads to the end before it writes; then each course is a transaction of its own. Bad
+    lines, and students for whom there is no seat, go to `complain` one by one, and change
+    nothing for the others. `looked_at` is called with the number of lines done.
     With `dry_run` everything is done and rolled back, a course at a time.
     """
     summary = Summary()
-    made_courses: set[str] = set()
+    by_course: defaultdict[str, list[Line]] = defaultdict(list)
+    for line in lines:
+        summary.lines += 1
+        if isinstance(line, BadLine):
+            summary.bad += 1
+            complain(line)
+        else:
+            by_course[line.slug].append(line)
+    looked_at(summary.bad)
+    # A dry run makes a student again for each of their courses.
     made_students: set[str] = set()
-    lines = iter(lines)
-    while window := list(islice(lines, WINDOW)):
-        by_course: defaultdict[str, list[Line]] = defaultdict(list)
-        for line in window:
-            if isinstance(line, BadLine):
-                summary.bad += 1
-                complain(line)
-            else:
-                by_course[line.course].append(line)
-        for name in sorted(by_course):
-            written = _register(name, by_course[name], dry_run)
-            summary.add(written.result)
-            for bad in written.without_seat:
-                complain(bad)
-            if dry_run:
-                # What is rolled back is made again for the next window.
-                written.made_students -= made_students
-                made_students |= written.made_students
-                written.course_made &= name not in made_courses
-                made_courses.add(name)
-            summary.courses_made += written.course_made
-            summary.students_made += len(written.made_students)
-        summary.lines += len(window)
-        looked_at(len(window))
+    for _, group in sorted(by_course.items()):
+        written = _register(group, dry_run)
+        summary.add(written.result)
+        summary.courses_made += written.course_made
+        made_students |= written.made_students
+        for bad in written.without_seat:
+            complain(bad)
+        looked_at(len(group))
+    summary.students_made = len(made_students)
     return summary
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Written:
     result: BulkResult
     course_made: bool
-    made_students: set[str] = field(default_factory=set)
-    without_seat: list[BadLine] = field(default_factory=list)
+    made_students: set[str]
+    without_seat: list[BadLine]
 
 
 @in_transaction
-def _register(name: str, lines: list[Line], dry_run: bool) -> _Written:
+def _register(lines: list[Line], dry_run: bool) -> _Written:
+    """Register the lines of one course."""
+    any_line = lines[0]
     course, course_made = Course.objects.get_or_create(
-        slug=name.lower(), defaults={"title": name, "subject": _subject(lines[0].subject)}
+        slug=any_line.slug,
+        defaults={"title": any_line.course, "subject": lambda: _subject(any_line.subject)},
     )
     students, made_students = _students([line.username for line in lines])
-    by_key = {students[line.username]: line for line in lines}
+    # Who left comes first: their seats are free then, in this run and not in the next.
+    by_key = {
+        students[line.username]: line
+        for line in sorted(lines, key=lambda line: line.withdrawal_date is None)
+    }
     result = register_many(
         course=course,
         registrations=[
@@ -175,7 +184,9 @@ def _register(name: str, lines: list[Line], dry_run: bool) -> _Written:
         ],
     )
     without_seat = [
-        BadLine(by_key[key].number, f"{name} is full, no seat for {by_key[key].username}")
+        BadLine(
+            by_key[key].number, f"{any_line.course} is full, no seat for {by_key[key].username}"
+        )
         for key in result.refused
     ]
     if dry_run:
@@ -184,15 +195,17 @@ def _register(name: str, lines: list[Line], dry_run: bool) -> _Written:
 
 
 def _subject(name: str) -> Subject:
-    return Subject.objects.get_or_create(slug=name.lower(), defaults={"name": name})[0]
+    # Both are unique, and another subject may have one of them.
+    there = Subject.objects.filter(Q(slug=name.lower()) | Q(name=name)).first()
+    return there or Subject.objects.get_or_create(slug=name.lower(), defaults={"name": name})[0]
 
 
 def _students(usernames: list[str]) -> tuple[dict[str, int], set[str]]:
     """Return the keys of all by username, and the usernames that were made for it."""
     users = get_user_model()._default_manager
-    known = users.filter(username__in=usernames).values_list("username", "pk")
-    keys = dict(known)
-    if missing := set(usernames) - keys.keys():
+    known = users.only("username")
+    found = known.in_bulk(usernames, field_name="username")
+    if missing := set(usernames) - found.keys():
         users.bulk_create(
             [
                 users.model(username=username, password=make_password(None))
@@ -202,8 +215,8 @@ def _students(usernames: list[str]) -> tuple[dict[str, int], set[str]]:
             # Another import may be making them as well.
             ignore_conflicts=True,
         )
-        keys = dict(known.all())
-    return keys, missing
+        found |= known.in_bulk(missing, field_name="username")
+    return {username: user.pk for username, user in found.items()}, missing
 
 
 def _line(
@@ -215,28 +228,26 @@ def _line(
 ) -> Line | BadLine:
     try:
         if len(values) != len(header):
-            raise ValueError(f"{len(values)} fields instead of {len(header)}")
-        module, presentation, student, registered, unregistered = (
-            _present(dict(zip(header, values, strict=True))[name]) for name in COLUMNS
-        )
-        if not re.fullmatch(r"\w{1,50}", module, re.ASCII):
-            raise ValueError(f"code_module {module!r} is no module code")
+            raise ValueError(f"the number of fields is {len(values)} instead of {len(header)}")
+        given = dict(zip(header, map(_present, values), strict=True))
+        for name, (form, what) in _FORMS.items():
+            if not re.fullmatch(form, given[name], re.ASCII):
+                raise ValueError(f"{name} {given[name]!r:.80} is no {what}")
+        module, presentation, student, registered, unregistered = (given[name] for name in _FORMS)
         start = _start(presentation, starts)
-        if not re.fullmatch(r"\d{1,20}", student, re.ASCII):
-            raise ValueError(f"id_student {student!r} is no whole number")
         line = Line(
             number=number,
             subject=module,
             course=f"{module}-{presentation}",
             username=student,
-            enrollment_date=_day(start, registered or "0", "date_registration"),
-            withdrawal_date=(
-                _day(start, unregistered, "date_unregistration") if unregistered else None
-            ),
+            enrollment_date=start + timedelta(days=int(registered or 0)),
+            withdrawal_date=start + timedelta(days=int(unregistered)) if unregistered else None,
         )
-        first = first_lines.setdefault((line.course, line.username), number)
+        first = first_lines.setdefault((line.slug, student), number)
         if first != number:
             raise ValueError(f"student {student} is in {line.course} by line {first} already")
+    except OverflowError:
+        return BadLine(number, "a date is not within the years 1 to 9999")
     except ValueError as error:
         return BadLine(number, str(error))
     return line
@@ -258,9 +269,3 @@ def _start(presentation: str, starts: Mapping[str, date]) -> datetime:
             "name it with --start PRESENTATION=YYYY-MM-DD"
         )
     return datetime(day.year, day.month, day.day, tzinfo=UTC)
-
-
-def _day(start: datetime, days: str, column: str) -> datetime:
-    if not re.fullmatch(r"[+-]?\d{1,5}", days, re.ASCII):
-        raise ValueError(f"{column} {days!r} is no number of days")
-    return start + timedelta(days=int(days))

@@ -89,7 +89,7 @@ def enroll(*, student: Model | int, course: Course | int) -> tuple[Enrollment, b
     except (IntegrityError, _NotNew):
         # There is a row already, or no seat, or no such student or course.
         row = _set_one(student_key, course_key, _enrolled(now)).row
-    # This very moment: the row is ours, even where the answer to COMMIT was lost.
+    # Of this very moment: it was us, even where the answer to the first COMMIT was lost.
     return row, row.enrollment_date == now
 
 
@@ -113,9 +113,7 @@ def set_status(*, student: Model | int, course: Course | int, status: str) -> bo
     now = timezone.now()
 
     def target(row: Enrollment | None) -> _State | None:
-        if row is None:
-            return None
-        if row.status == status:
+        if row is None or row.status == status:
             return None
         if status == Status.WITHDRAWN:
             return _State(status, row.enrollment_date, now)
@@ -127,7 +125,6 @@ def set_status(*, student: Model | int, course: Course | int, status: str) -> bo
     return written.outcome is not _Outcome.UNCHANGED
 
 
-@in_transaction
 def transfer(
     *, student: Model | int, source: Course | int, target: Course | int
 ) -> tuple[Enrollment, bool]:
@@ -137,26 +134,11 @@ def transfer(
     is active in `source`. Raises NotEnrolled where there is nothing to move, CourseFull,
     and ValueError where both are the same course; nothing is changed then.
     """
-    student_key, source_key, target_key = _key(student), _key(source, Course), _key(target, Course)
+    source_key, target_key = _key(source, Course), _key(target, Course)
     if source_key == target_key:
         raise ValueError("Source and target are the same course: name two.")
-    now = timezone.now()
-    courses = {course.pk: course for course in _lock(source_key, target_key)}
-
-    def leave(row: Enrollment | None) -> _State | None:
-        active = row is not None and row.status == Status.ACTIVE
-        return _State(Status.WITHDRAWN, row.enrollment_date, now) if active else None
-
-    left = _write(courses[source_key], {student_key: leave})
-    if left.outcomes[student_key] is _Outcome.UNCHANGED:
-        there = _rows_of(courses[target_key], [student_key]).get(student_key)
-        if there is None or not there.is_counted:
-            _require_students([student_key])
-            raise NotEnrolled("The student has no active enrolment in the course to leave.")
-        return there, False
-    entered = _write(courses[target_key], {student_key: _enrolled(now)})
-    entered.raise_if_full(student_key)
-    return entered.rows[student_key], True
+    left, entered = _transfer(_key(student), source_key, target_key, now := timezone.now())
+    return entered, left is not None and left.withdrawal_date == now
 
 
 def enroll_many(*, course: Course | int, students: Iterable[Model | int]) -> BulkResult:
@@ -295,6 +277,29 @@ def _set_one(student_key: Any, course_key: Any, target: _Target) -> _WrittenOne:
     if row is None:
         _require_students([student_key])
     return _WrittenOne(row, written.outcomes[student_key])
+
+
+@in_transaction
+def _transfer(
+    student_key: Any, source_key: Any, target_key: Any, now: datetime
+) -> tuple[Enrollment | None, Enrollment]:
+    """Return the rows in source and target, as they are then."""
+    courses = {course.pk: course for course in _lock(source_key, target_key)}
+
+    def leave(row: Enrollment | None) -> _State | None:
+        active = row is not None and row.status == Status.ACTIVE
+        return _State(Status.WITHDRAWN, row.enrollment_date, now) if active else None
+
+    left = _write(courses[source_key], {student_key: leave})
+    if left.outcomes[student_key] is _Outcome.UNCHANGED:
+        there = _rows_of(courses[target_key], [student_key]).get(student_key)
+        if there is None or not there.is_counted:
+            _require_students([student_key])
+            raise NotEnrolled("The student has no active enrolment in the course to leave.")
+        return left.rows.get(student_key), there
+    entered = _write(courses[target_key], {student_key: _enrolled(now)})
+    entered.raise_if_full(student_key)
+    return left.rows[student_key], entered.rows[student_key]
 
 
 @in_transaction

@@ -60,16 +60,9 @@ class Server:
         """Return when it answers. Does nothing when it already runs."""
         if self._running():
             return
-        with (self.folder / "log").open("ab") as log:
-            # Its own session: Ctrl-C is for the tests, which may still need their server.
-            self.process = subprocess.Popen(
-                self.command,
-                executable=self.executable,
-                cwd=self.folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
+        with _undisturbed():
+            self.process = _spawn(
+                command=self.command, executable=self.executable, folder=self.folder
             )
         give_up = time.monotonic() + START_SECONDS
         while not self._answers():
@@ -212,7 +205,8 @@ def _serving(server: Server) -> Iterator[None]:
         yield
     finally:
         # Its data goes away with it: an orderly end would only take longer.
-        server.kill()
+        with _undisturbed():
+            server.kill()
 
 
 @contextmanager
@@ -222,38 +216,61 @@ def _folder(*, name: str) -> Iterator[Path]:
         try:
             yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            with _undisturbed():
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def _unwound_by_signals() -> Iterator[None]:
     """Let SIGTERM and SIGHUP unwind as Ctrl-C does, or the servers would outlive the tests."""
-    numbers = (signal.SIGTERM, signal.SIGHUP)
 
-    def unwind(*_: object) -> None:
-        for number in numbers:
-            # make and timeout send it twice; the second must not cut the clean-up short.
-            signal.signal(number, signal.SIG_IGN)
+    def unwind(number: int, _: object) -> None:
+        # make and timeout send it twice; the second must not cut the clean-up short.
+        signal.signal(number, signal.SIG_IGN)
         raise Terminated
 
-    ours = [
-        number
-        for number in numbers
+    with _handled(by=unwind, instead_of=lambda handler: handler is signal.SIG_DFL):
+        yield
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Put signals off: what is half started or half removed would stay for ever."""
+    arrived: list[int] = []
+    try:
+        with _handled(by=lambda number, _: arrived.append(number), instead_of=callable):
+            yield
+    finally:
+        for number in arrived[:1]:
+            signal.raise_signal(number)
+
+
+@contextmanager
+def _handled(
+    *, by: Callable[[int, object], None], instead_of: Callable[[object], bool]
+) -> Iterator[None]:
+    # Python handles signals in its main thread only, and lets no other thread say how.
+    before = {
+        number: handler
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         if threading.current_thread() is threading.main_thread()
-        and signal.getsignal(number) is signal.SIG_DFL
-    ]
-    for number in ours:
-        signal.signal(number, unwind)
+        and instead_of(handler := signal.getsignal(number))
+    }
+    for number in before:
+        signal.signal(number, by)
     try:
         yield
     finally:
-        for number in ours:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _set_up(*, name: str, folder: Path, executable: str | None, command: Sequence[str]) -> None:
+def _spawn(
+    *, command: Sequence[str], executable: str | None, folder: Path
+) -> subprocess.Popen[bytes]:
     with (folder / "log").open("ab") as log:
-        process = subprocess.Popen(
+        # Its own session: Ctrl-C is for the tests, which may still need their server.
+        return subprocess.Popen(
             command,
             executable=executable,
             cwd=folder,
@@ -262,13 +279,11 @@ def _set_up(*, name: str, folder: Path, executable: str | None, command: Sequenc
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    try:
-        status = process.wait()
-    except BaseException:
-        # A script: what it started has to go as well.
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        raise
+
+
+def _set_up(*, name: str, folder: Path, executable: str | None, command: Sequence[str]) -> None:
+    with _undisturbed():
+        status = _spawn(command=command, executable=executable, folder=folder).wait()
     if status != 0:
         raise _failed(name=name, folder=folder)
 

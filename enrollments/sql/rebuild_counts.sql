@@ -34,20 +34,21 @@ FROM (
 ) AS seen
 WHERE seen.stored <> seen.counted;
 
-COMMIT;
-
 SELECT COUNT(*) AS drifted_before FROM rebuild_counts_drifted;
+
+COMMIT;
 
 -- 2. Lock what looked wrong, in key order, as every other writer does. Count only then,
 --    in another statement: its snapshot is newer than the locks, so that nobody can have
---    enrolled between the count and the correction.
+--    enrolled between the count and the correction. Without the locks nothing is
+--    corrected, even by a client that goes on after errors.
+SET @rebuild_counts_locked = 0;
 SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
 START TRANSACTION;
 
-SELECT course.id AS locked_course, course.total_enrollments AS stored
+SELECT COUNT(*) INTO @rebuild_counts_locked
 FROM rebuild_counts_drifted AS drifted
 STRAIGHT_JOIN courses_course AS course FORCE INDEX (PRIMARY) ON course.id = drifted.course_id
-ORDER BY drifted.course_id
 FOR UPDATE;
 
 UPDATE rebuild_counts_drifted AS drifted
@@ -61,7 +62,8 @@ SET course.total_enrollments = (
     FROM enrollments_enrollment AS enrolment
     WHERE enrolment.course_id = drifted.course_id
         AND enrolment.status IN ('active', 'completed')
-);
+)
+WHERE @rebuild_counts_locked > 0;
 
 SELECT
     course.id AS corrected_course,
@@ -79,6 +81,9 @@ COMMIT;
 DROP TEMPORARY TABLE rebuild_counts_drifted;
 
 -- 3. Verify. 0 is right. Others may have drifted since, if their cause still writes.
+SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+START TRANSACTION;
+
 SELECT COUNT(*) AS drifted_after
 FROM (
     SELECT
@@ -92,3 +97,5 @@ FROM (
     FROM courses_course AS course
 ) AS seen
 WHERE seen.stored <> seen.counted;
+
+COMMIT;

@@ -44,17 +44,14 @@ class Command(OneLineErrorCommand):
     ) -> None:
         first_days = dict(self._start(given) for given in starts)
         try:
-            # To the end once before anything is written: an unreadable file changes nothing.
-            total = sum(1 for _ in read_registrations(path=file, starts=first_days))
-            with self.progress(total=total, unit="line") as bar:
-                summary = import_registrations(
-                    lines=read_registrations(path=file, starts=first_days),
-                    dry_run=dry_run,
-                    complain=self._complain,
-                    looked_at=bar.update,
-                )
+            # Read once: it may be a pipe, or change meanwhile.
+            lines = list(read_registrations(path=file, starts=first_days))
         except UnreadableFile as error:
             raise self.bad_input(str(error)) from error
+        with self.progress(total=len(lines), unit="line") as bar:
+            summary = import_registrations(
+                lines=lines, dry_run=dry_run, complain=self._complain, looked_at=bar.update
+            )
         if verbosity:
             self.stdout.write(self._told(summary, dry_run=dry_run))
         if summary.bad or summary.refused:

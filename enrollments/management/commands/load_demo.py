@@ -5,7 +5,7 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.contrib.auth.hashers import make_password
 from django.core.management.base import CommandParser
-from django.db import transaction
+from django.db import IntegrityError, transaction
 from django.utils.text import slugify
 
 from courses.management.one_line import OneLineErrorCommand
@@ -38,14 +38,22 @@ class Command(OneLineErrorCommand):
     def handle(self, *, seed: int, students: int, **options: Any) -> None:
         if not settings.DEBUG:
             raise self.bad_input("Demo data has a well-known password: set DEBUG=1 to load it.")
-        if not Course.objects.exists():
+        if students < 1:
+            raise self.bad_input(f"--students takes whole numbers from 1 on, not {students}.")
+        try:
             self._load(random.Random(seed), students)
+        except IntegrityError as error:
+            raise self.bad_input(
+                f"The demo data clashes with what is there ({error.args[-1]}): nothing was loaded."
+            ) from error
         admin = get_user_model().objects.filter(username=NAME).first()
         if admin is not None and admin.check_password(PASSWORD):
             self.stdout.write(f"Sign in to /admin/ as {NAME} with the password {PASSWORD}.")
 
     @transaction.atomic
     def _load(self, rng: random.Random, number: int) -> None:
+        if Course.objects.exists():
+            return
         users = get_user_model()._default_manager
         if not users.filter(username=NAME).exists():
             users.create_superuser(username=NAME, password=PASSWORD)
@@ -55,9 +63,8 @@ class Command(OneLineErrorCommand):
             batch_size=1_000,
             ignore_conflicts=True,
         )
-        students = list(
-            users.filter(username__startswith="student").order_by("pk").values_list("pk", flat=True)
-        )
+        made = users.only("username").in_bulk(usernames, field_name="username")
+        students = [made[name].pk for name in usernames]
         courses = self._courses(rng)
         with self.progress(total=len(courses), unit="course") as bar:
             for rank, course in enumerate(courses, start=1):

@@ -1,0 +1,56 @@
+# Another Python or port: make run PYTHON=python3.13 PORT=8001
+PYTHON := python3
+PORT := 8000
+# More for pytest: make test ARGS="-x -k rebuild"
+ARGS :=
+
+.DEFAULT_GOAL := help
+.PHONY: help run test clean python servers venv
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/make \1	\2/p' Makefile
+
+# MySQL's client has to be compiled; a trial on SQLite must do without a compiler.
+run_needs := $(if $(filter mysql%,$(value DATABASE_URL)),requirements,requirements-base)
+
+run: .venv/.$(run_needs)  ## the site with demo data on http://127.0.0.1:8000/
+	@export DEBUG="$${DEBUG-1}" \
+	&& .venv/bin/python manage.py migrate --verbosity 0 \
+	&& .venv/bin/python manage.py load_demo \
+	&& exec .venv/bin/python manage.py runserver 127.0.0.1:$(PORT)
+
+# What the caller works with, a database that is in use for one, must not get into the tests.
+clean_env := env -u DATABASE_URL -u REDIS_URL -u SECRET_KEY -u DEBUG -u ALLOWED_HOSTS \
+	-u DJANGO_SETTINGS_MODULE -u PYTHONPATH -u PYTEST_ADDOPTS -u MAKEFLAGS
+
+test: .venv/.requirements-test  ## all tests: on SQLite, then on a private MariaDB and Redis
+	$(clean_env) .venv/bin/python -m pytest $(ARGS)
+	$(clean_env) .venv/bin/python -m tests.servers .venv/bin/python -m pytest $(ARGS)
+
+clean:  ## removes what was installed, keeps the database
+	rm -rf .venv .pytest_cache .ruff_cache
+
+python:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed, $(PYTHON) is %d.%d" % sys.version_info[:2])'
+
+servers: python
+	@$(PYTHON) -m tests.servers --install
+
+# Debian packs ensurepip apart.
+apt_venv := { test "$$(id -u)" = 0 && apt-get -qq update && apt-get -qq install python3-venv; } >/dev/null 2>&1
+
+venv: python
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || $(apt_venv) \
+	|| { echo "Python's venv is missing: please install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv --clear .venv
+
+.venv/.requirements-base: requirements-base.txt
+.venv/.requirements: requirements.txt requirements-base.txt
+.venv/.requirements-test: requirements-test.txt requirements.txt requirements-base.txt | servers
+# Not there, cut short, or made by a Python that is gone.
+ifneq ($(shell { .venv/bin/python -c 'import pip' || echo no; } 2>&1),)
+.venv/.requirements-base .venv/.requirements .venv/.requirements-test: venv
+endif
+.venv/.%:
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r $*.txt
+	@touch $@

@@ -1,0 +1,79 @@
+"""What all tests share: databases that other processes can open, and small factories."""
+
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.contrib.auth.hashers import make_password
+from django.db import connection
+from django.test import Client
+
+from courses.models import Course
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    other = {"mysql": "sqlite", "sqlite": "mariadb"}[connection.vendor]
+    left_out = [item for item in items if item.get_closest_marker(other)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings(tmp_path_factory: pytest.TempPathFactory) -> None:
+    if connection.vendor == "sqlite":
+        # In memory, other processes and threads could not open it.
+        path = tmp_path_factory.mktemp("database") / "test.sqlite3"
+        connection.settings_dict["TEST"]["NAME"] = str(path)
+
+
+@pytest.fixture
+def make_course(db: None) -> Callable[..., Course]:
+    numbers = count(1)
+
+    def make(**values: Any) -> Course:
+        number = next(numbers)
+        return Course.objects.create(
+            **({"title": f"Course {number}", "slug": f"course-{number}"} | values)
+        )
+
+    return make
+
+
+@pytest.fixture
+def make_students(db: None) -> Callable[[int], list[Any]]:
+    numbers = count(1)
+
+    def make(number: int) -> list[Any]:
+        users = get_user_model()._default_manager
+        names = [f"student{next(numbers)}" for _ in range(number)]
+        users.bulk_create(
+            [users.model(username=name, password=make_password(None)) for name in names]
+        )
+        return list(users.filter(username__in=names).order_by("pk"))
+
+    return make
+
+
+@pytest.fixture
+def course(make_course: Callable[..., Course]) -> Course:
+    return make_course()
+
+
+@pytest.fixture
+def student(make_students: Callable[[int], list[Any]]) -> Any:
+    return make_students(1)[0]
+
+
+@pytest.fixture
+def staff_client(client: Client, django_user_model: Any) -> Client:
+    """A browser in which a superuser is signed in."""
+    client.force_login(django_user_model.objects.create_superuser("staff", password="secret"))
+    return client
+
+
+def drifts() -> dict[str, int]:
+    """All courses that drifted, by title. Empty is right."""
+    return dict(Course.objects.drifted().values_list("title", "drift"))

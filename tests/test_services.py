@@ -1,0 +1,448 @@
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
+
+from courses.models import Course
+from enrollments.models import Enrollment
+from enrollments.services import (
+    BulkResult,
+    CourseFull,
+    NotEnrolled,
+    Registration,
+    enroll,
+    enroll_many,
+    erase_student,
+    register_many,
+    set_status,
+    transfer,
+    unenroll,
+    unenroll_many,
+)
+from tests.conftest import drifts
+
+User = get_user_model()
+Make = Callable[..., Any]
+NOBODY = 10**8
+
+
+def stored(course: Course) -> int:
+    return Course.objects.values_list("total_enrollments", flat=True).get(pk=course.pk)
+
+
+@pytest.fixture(autouse=True)
+def no_drift_afterwards(db: None) -> Any:
+    yield
+    assert drifts() == {}
+
+
+# enroll ---------------------------------------------------------------------------
+
+
+def test_enroll_adds_a_row_and_moves_the_counter(student: Any, course: Course) -> None:
+    row, changed = enroll(student=student, course=course)
+    assert changed
+    assert (row.student, row.course, row.status) == (student, course, "active")
+    assert row == Enrollment.objects.get()
+    assert stored(course) == 1
+
+
+def test_enroll_takes_keys(student: Any, course: Course) -> None:
+    row, changed = enroll(student=str(student.pk), course=course.pk)
+    assert changed
+    assert (row.student, row.course) == (student, course)
+
+
+def test_enroll_again_changes_nothing(student: Any, course: Course) -> None:
+    first, _ = enroll(student=student, course=course)
+    again, changed = enroll(student=student, course=course)
+    assert not changed
+    assert (again, again.enrollment_date) == (first, first.enrollment_date)
+    assert stored(course) == 1
+
+
+def test_enroll_leaves_a_completed_row_as_it_is(student: Any, course: Course) -> None:
+    enroll(student=student, course=course)
+    set_status(student=student, course=course, status="completed")
+    row, changed = enroll(student=student, course=course)
+    assert (row.status, changed) == ("completed", False)
+
+
+def test_enroll_takes_up_a_withdrawn_row(student: Any, course: Course) -> None:
+    first, _ = enroll(student=student, course=course)
+    unenroll(student=student, course=course)
+    row, changed = enroll(student=student, course=course)
+    assert changed
+    assert (row.pk, row.status, row.withdrawal_date) == (first.pk, "active", None)
+    assert row.enrollment_date > first.enrollment_date
+    assert Enrollment.objects.get() == row
+    assert stored(course) == 1
+
+
+def test_a_full_course_refuses_the_next(make_course: Make, make_students: Make) -> None:
+    course = make_course(capacity=2)
+    first, second, third = make_students(3)
+    enroll(student=first, course=course)
+    enroll(student=second, course=course)
+    with pytest.raises(CourseFull, match="is full: all 2 seats") as caught:
+        enroll(student=third, course=course)
+    assert caught.value.course == course
+    # Those who are in are in, and may ask again.
+    assert enroll(student=first, course=course)[1] is False
+    unenroll(student=first, course=course)
+    assert enroll(student=third, course=course)[1] is True
+    with pytest.raises(CourseFull):
+        enroll(student=first, course=course)
+    assert stored(course) == 2
+
+
+def test_a_course_of_no_seats_is_always_full(make_course: Make, student: Any) -> None:
+    with pytest.raises(CourseFull):
+        enroll(student=student, course=make_course(capacity=0))
+
+
+@pytest.mark.parametrize("service", [enroll, unenroll, transfer, set_status, enroll_many])
+def test_an_unknown_course_is_said(service: Make, student: Any, course: Course) -> None:
+    arguments: dict[str, Any] = {"student": student, "course": NOBODY}
+    if service is transfer:
+        arguments = {"student": student, "source": course, "target": NOBODY}
+    if service is set_status:
+        arguments["status"] = "completed"
+    if service is enroll_many:
+        arguments = {"students": [student], "course": NOBODY}
+    with pytest.raises(Course.DoesNotExist, match=str(NOBODY)):
+        service(**arguments)
+
+
+@pytest.mark.parametrize("service", [enroll, unenroll, transfer, set_status, enroll_many])
+def test_an_unknown_student_is_said(
+    service: Make, student: Any, course: Course, make_course: Make
+) -> None:
+    arguments: dict[str, Any] = {"student": NOBODY, "course": course}
+    if service is transfer:
+        arguments = {"student": NOBODY, "source": course, "target": make_course()}
+    if service is set_status:
+        arguments["status"] = "completed"
+    if service is enroll_many:
+        arguments = {"students": [student, NOBODY], "course": course}
+    with pytest.raises(User.DoesNotExist, match=str(NOBODY)):
+        service(**arguments)
+    assert not Enrollment.objects.exists()
+
+
+def test_an_instance_of_something_else_is_said(student: Any, course: Course) -> None:
+    with pytest.raises(TypeError, match="Expected a Course or its key, not a User"):
+        enroll(student=student, course=student)
+
+
+def test_a_new_enrolment_takes_two_statements_on_mysql(student: Any, course: Course) -> None:
+    with CaptureQueriesContext(connection) as queries:
+        enroll(student=student, course=course)
+    written = [q["sql"] for q in queries if q["sql"].split()[0] in ("UPDATE", "INSERT", "SELECT")]
+    verbs = [sql.split()[0] for sql in written]
+    assert verbs == (
+        ["UPDATE", "INSERT"] if connection.vendor == "mysql" else ["SELECT", "UPDATE", "INSERT"]
+    )
+
+
+# unenroll, set_status ------------------------------------------------------------
+
+
+def test_unenroll_keeps_the_row_and_moves_the_counter(student: Any, course: Course) -> None:
+    enroll(student=student, course=course)
+    assert unenroll(student=student, course=course) is True
+    row = Enrollment.objects.get()
+    assert row.status == "withdrawn"
+    assert row.withdrawal_date >= row.enrollment_date
+    assert stored(course) == 0
+    assert unenroll(student=student, course=course) is False
+
+
+def test_unenroll_of_somebody_who_never_was_there_changes_nothing(
+    student: Any, course: Course
+) -> None:
+    assert unenroll(student=student, course=course) is False
+    assert not Enrollment.objects.exists()
+
+
+def test_set_status_moves_the_counter_where_the_status_counts_otherwise(
+    student: Any, course: Course
+) -> None:
+    enroll(student=student, course=course)
+    for status, count in [
+        ("completed", 1),
+        ("withdrawn", 0),
+        ("completed", 1),
+        ("active", 1),
+        ("withdrawn", 0),
+        ("active", 1),
+    ]:
+        assert set_status(student=student, course=course, status=status) is True
+        assert set_status(student=student, course=course, status=status) is False
+        assert Enrollment.objects.get().status == status
+        assert stored(course) == count
+
+
+def test_set_status_needs_a_seat_to_count_again(make_course: Make, make_students: Make) -> None:
+    course = make_course(capacity=1)
+    first, second = make_students(2)
+    enroll(student=first, course=course)
+    unenroll(student=first, course=course)
+    enroll(student=second, course=course)
+    with pytest.raises(CourseFull):
+        set_status(student=first, course=course, status="completed")
+    assert set_status(student=second, course=course, status="completed")
+
+
+def test_set_status_says_what_is_wrong(student: Any, course: Course) -> None:
+    with pytest.raises(NotEnrolled, match="enrol them first"):
+        set_status(student=student, course=course, status="completed")
+    with pytest.raises(ValueError, match="“asleep” is no status: use one of active, completed"):
+        set_status(student=student, course=course, status="asleep")
+    with pytest.raises(Enrollment.DoesNotExist):
+        set_status(student=student, course=course, status="active")
+
+
+# A counter that was wrong before --------------------------------------------------
+
+
+@pytest.mark.parametrize("leave", ["unenroll", "unenroll_many", "set_status", "transfer", "erase"])
+def test_a_counter_too_low_to_fall_is_recounted_and_logged(
+    make_students: Make,
+    course: Course,
+    make_course: Make,
+    caplog: pytest.LogCaptureFixture,
+    leave: str,
+) -> None:
+    students = make_students(3)
+    enroll_many(course=course, students=students)
+    Course.objects.filter(pk=course.pk).update(total_enrollments=0)
+    student = students[0]
+    with caplog.at_level(logging.ERROR, "enrollments.services"):
+        {
+            "unenroll": lambda: unenroll(student=student, course=course),
+            "unenroll_many": lambda: unenroll_many(course=course, students=[student]),
+            "set_status": lambda: set_status(student=student, course=course, status="withdrawn"),
+            "transfer": lambda: transfer(student=student, source=course, target=make_course()),
+            "erase": lambda: erase_student(student=student),
+        }[leave]()
+    assert stored(course) == 2
+    assert f"course {course.pk}, 0, was too low to fall by 1" in caplog.text
+
+
+# transfer -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["up", "down"])
+def test_transfer_moves_both_counters(student: Any, make_course: Make, order: str) -> None:
+    source, target = make_course(), make_course()
+    if order == "down":
+        source, target = target, source
+    enroll(student=student, course=source)
+    row, changed = transfer(student=student, source=source, target=target)
+    assert changed
+    assert (row.course, row.status) == (target, "active")
+    assert (stored(source), stored(target)) == (0, 1)
+    assert Enrollment.objects.get(course=source).status == "withdrawn"
+    # Again: done already.
+    assert transfer(student=student, source=source, target=target) == (row, False)
+    # And back.
+    assert transfer(student=student, source=target, target=source)[1] is True
+    assert (stored(source), stored(target)) == (1, 0)
+
+
+def test_transfer_to_a_full_course_changes_nothing(make_students: Make, make_course: Make) -> None:
+    first, second = make_students(2)
+    source, target = make_course(), make_course(capacity=1)
+    enroll(student=first, course=source)
+    enroll(student=second, course=target)
+    with pytest.raises(CourseFull, match=target.title):
+        transfer(student=first, source=source, target=target)
+    assert Enrollment.objects.get(student=first).status == "active"
+    assert (stored(source), stored(target)) == (1, 1)
+
+
+def test_transfer_of_nothing_active_is_refused(student: Any, make_course: Make) -> None:
+    source, target = make_course(), make_course()
+    with pytest.raises(NotEnrolled, match="no active enrolment"):
+        transfer(student=student, source=source, target=target)
+    enroll(student=student, course=source)
+    set_status(student=student, course=source, status="completed")
+    with pytest.raises(NotEnrolled):
+        transfer(student=student, source=source, target=target)
+    with pytest.raises(ValueError, match="same course"):
+        transfer(student=student, source=source, target=source)
+
+
+def test_transfer_of_somebody_who_is_in_both_leaves_the_one(
+    student: Any, make_course: Make
+) -> None:
+    source, target = make_course(), make_course(capacity=1)
+    enroll(student=student, course=source)
+    enroll(student=student, course=target)
+    row, changed = transfer(student=student, source=source, target=target)
+    assert changed
+    assert row.course == target
+    assert (stored(source), stored(target)) == (0, 1)
+
+
+# Many at once ----------------------------------------------------------------------
+
+
+def test_enroll_many_creates_takes_up_and_leaves(course: Course, make_students: Make) -> None:
+    students = make_students(5)
+    enroll_many(course=course, students=students[:2])
+    unenroll(student=students[0], course=course)
+    result = enroll_many(course=course, students=[s.pk for s in students])
+    assert result == BulkResult(created=3, taken_up=1, unchanged=1)
+    assert result.changed == 4
+    assert stored(course) == 5
+    assert enroll_many(course=course, students=students) == BulkResult(unchanged=5)
+
+
+def test_enroll_many_gives_seats_in_the_given_order(make_course: Make, make_students: Make) -> None:
+    course = make_course(capacity=3)
+    students = make_students(6)
+    enroll(student=students[4], course=course)
+    result = enroll_many(course=course, students=reversed(students))
+    assert result == BulkResult(
+        created=2, unchanged=1, refused=(students[2].pk, students[1].pk, students[0].pk)
+    )
+    assert stored(course) == 3
+
+
+def test_the_same_student_twice_is_one(course: Course, student: Any) -> None:
+    assert enroll_many(course=course, students=[student, student.pk]).created == 1
+    assert unenroll_many(course=course, students=[student, student]).withdrawn == 1
+
+
+def test_nobody_is_no_problem(course: Course) -> None:
+    assert enroll_many(course=course, students=[]) == BulkResult()
+    assert unenroll_many(course=course, students=iter(())) == BulkResult()
+
+
+def test_unenroll_many(course: Course, make_students: Make) -> None:
+    students = make_students(4)
+    enroll_many(course=course, students=students[:3])
+    unenroll(student=students[0], course=course)
+    result = unenroll_many(course=course, students=students)
+    assert result == BulkResult(withdrawn=2, unchanged=2)
+    assert stored(course) == 0
+
+
+def test_more_students_than_fit_in_one_statement(course: Course, make_students: Make) -> None:
+    students = make_students(4_500)
+    assert enroll_many(course=course, students=students).created == 4_500
+    assert unenroll_many(course=course, students=students[:2_500]).withdrawn == 2_500
+    result = enroll_many(course=course, students=students)
+    assert result == BulkResult(taken_up=2_500, unchanged=2_000)
+    assert stored(course) == 4_500
+
+
+def test_register_many_makes_rows_as_given(course: Course, make_students: Make) -> None:
+    first, second, third = make_students(3)
+    day = datetime(2014, 10, 1, tzinfo=UTC)
+    later = day + timedelta(days=12)
+    registrations = [
+        Registration(student=first, enrollment_date=day),
+        Registration(
+            student=second, enrollment_date=day, withdrawal_date=later, status="withdrawn"
+        ),
+        Registration(student=third, enrollment_date=later, status="completed"),
+    ]
+    assert register_many(course=course, registrations=registrations).created == 3
+    assert stored(course) == 2
+    assert register_many(course=course, registrations=registrations) == BulkResult(unchanged=3)
+    moved = [
+        Registration(student=first, enrollment_date=later),
+        Registration(student=second, enrollment_date=day),
+        Registration(student=third, enrollment_date=day, withdrawal_date=later, status="withdrawn"),
+    ]
+    result = register_many(course=course, registrations=moved)
+    assert result == BulkResult(updated=1, taken_up=1, withdrawn=1)
+    rows = Enrollment.objects.in_bulk(field_name="pk").values()
+    assert {(r.student, r.status, r.enrollment_date, r.withdrawal_date) for r in rows} == {
+        (first, "active", later, None),
+        (second, "active", day, None),
+        (third, "withdrawn", day, later),
+    }
+
+
+@pytest.mark.parametrize(
+    ("status", "withdrawn"), [("withdrawn", False), ("active", True), ("asleep", False)]
+)
+def test_register_many_refuses_what_makes_no_sense(
+    course: Course, student: Any, status: str, withdrawn: bool
+) -> None:
+    day = datetime(2014, 10, 1, tzinfo=UTC)
+    registration = Registration(
+        student=student,
+        enrollment_date=day,
+        withdrawal_date=day if withdrawn else None,
+        status=status,
+    )
+    with pytest.raises(ValueError, match=r"withdrawal date|no status"):
+        register_many(course=course, registrations=[registration])
+
+
+# erase_student ----------------------------------------------------------------------
+
+
+def test_erase_student_deletes_all_rows_and_moves_all_counters(
+    make_course: Make, make_students: Make
+) -> None:
+    student, other = make_students(2)
+    courses = [make_course() for _ in range(3)]
+    for course in courses:
+        enroll_many(course=course, students=[student, other])
+    unenroll(student=student, course=courses[0])
+    set_status(student=student, course=courses[1], status="completed")
+    assert erase_student(student=student) == 3
+    assert [stored(course) for course in courses] == [1, 1, 1]
+    assert erase_student(student=student) == 0
+    student.delete()
+    with pytest.raises(User.DoesNotExist):
+        erase_student(student=NOBODY)
+
+
+# Inside a caller's transaction --------------------------------------------------------
+
+
+class Undo(Exception):
+    pass
+
+
+def test_the_counter_goes_back_with_the_rows(course: Course, make_students: Make) -> None:
+    first, second = make_students(2)
+    with suppress(Undo), transaction.atomic():
+        enroll(student=second, course=course)
+        with suppress(Undo), transaction.atomic():
+            enroll(student=first, course=course)
+            raise Undo
+        assert stored(course) == 1
+        unenroll(student=second, course=course)
+        raise Undo
+    assert stored(course) == 0
+    assert not Enrollment.objects.exists()
+
+
+def test_a_refusal_leaves_the_callers_transaction_usable(
+    make_course: Make, make_students: Make
+) -> None:
+    first, second = make_students(2)
+    full, free = make_course(capacity=1), make_course()
+    with transaction.atomic():
+        enroll(student=first, course=full)
+        with pytest.raises(CourseFull):
+            enroll(student=second, course=full)
+        with pytest.raises(User.DoesNotExist):
+            enroll(student=NOBODY, course=free)
+        assert enroll(student=first, course=full)[1] is False
+        enroll(student=second, course=free)
+    assert (stored(full), stored(free)) == (1, 1)

@@ -1,0 +1,219 @@
+"""Conflicts and lost connections, made for real, and what the services make of them."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from django.db import OperationalError, connection, transaction
+
+from courses.models import Course
+from courses.transactions import ATTEMPTS, in_transaction
+from enrollments.models import Enrollment
+from enrollments.services import enroll, enroll_many, set_status, transfer, unenroll
+from tests.conftest import drifts
+from tests.proxy import Wire, wire_to
+from tests.rivals import Rival, deadlocks
+
+Make = Callable[..., Any]
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def lock(course: Course) -> None:
+    Course.objects.select_for_update().get(pk=course.pk)
+
+
+@pytest.fixture
+def impatient() -> Iterator[None]:
+    """A connection that waits for a lock for a second at most."""
+    setting = {
+        "mysql": "SET SESSION innodb_lock_wait_timeout = 1",
+        "sqlite": "PRAGMA busy_timeout = 100",
+    }
+    with connection.cursor() as cursor:
+        cursor.execute(setting[connection.vendor])
+    yield
+    connection.close()
+
+
+def hold(course: Course, seconds: float) -> None:
+    with transaction.atomic():
+        lock(course)
+        time.sleep(seconds)
+
+
+def test_a_lock_that_is_held_too_long_is_tried_again(
+    course: Course, student: Any, impatient: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    rival = Rival(lambda: hold(course, 1.6 if connection.vendor == "mysql" else 0.5))
+    rival.start()
+    time.sleep(0.2)
+    with caplog.at_level("INFO", "courses.transactions"):
+        assert enroll(student=student, course=course)[1] is True
+    rival.finish()
+    assert "trying again" in caplog.text
+    assert drifts() == {}
+
+
+def test_inside_a_callers_transaction_the_error_rises_at_once(
+    course: Course, student: Any, impatient: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    if connection.vendor == "sqlite":
+        # The caller's own BEGIN IMMEDIATE waits here, so there is nothing left to fail later.
+        attempts = []
+        with pytest.raises(OperationalError, match="locked"), transaction.atomic():
+            in_transaction(lambda: attempts.append(1) or _raise("database is locked"))()
+        assert attempts == [1]
+        return
+    rival = Rival(lambda: hold(course, 1.6))
+    rival.start()
+    time.sleep(0.2)
+    with (
+        caplog.at_level("INFO", "courses.transactions"),
+        pytest.raises(OperationalError, match="Lock wait timeout"),
+        transaction.atomic(),
+    ):
+        enroll(student=student, course=course)
+    rival.finish()
+    assert "trying again" not in caplog.text
+    assert not Enrollment.objects.exists()
+    assert drifts() == {}
+
+
+def _raise(*args: Any) -> None:
+    raise OperationalError(*args)
+
+
+def test_attempts_are_bounded_and_the_last_error_rises() -> None:
+    attempts = []
+    with pytest.raises(OperationalError, match="1213"):
+        in_transaction(lambda: attempts.append(1) or _raise(1213, "Deadlock found"))()
+    assert len(attempts) == ATTEMPTS
+
+
+def test_other_errors_are_not_tried_again(course: Course) -> None:
+    attempts = []
+
+    def wrong() -> None:
+        attempts.append(1)
+        Course.objects.create(title="Again", slug=course.slug)
+
+    with pytest.raises(Exception, match=r"slug|UNIQUE"):
+        in_transaction(wrong)()
+    assert attempts == [1]
+
+
+@pytest.mark.mariadb
+def test_the_victim_of_a_deadlock_is_tried_again(make_course: Make, student: Any) -> None:
+    """Somebody outside locks two courses against the order of their keys."""
+    first, second = make_course(), make_course()
+    enroll(student=student, course=first)
+    before = deadlocks()
+
+    def against_the_order() -> None:
+        with transaction.atomic():
+            lock(second)
+            # What has written more is not the victim.
+            Course.objects.bulk_create([Course(title=f"C{n}", slug=f"c{n}") for n in range(50)])
+            time.sleep(0.5)
+            lock(first)
+
+    rival = Rival(against_the_order)
+    rival.start()
+    time.sleep(0.2)
+    assert transfer(student=student, source=first, target=second)[1] is True
+    rival.finish()
+    assert deadlocks() == before + 1
+    assert drifts() == {}
+
+
+@pytest.mark.mariadb
+def test_a_connection_that_is_killed_in_mid_transaction_is_made_anew(
+    course: Course, make_students: Make
+) -> None:
+    students = make_students(2)
+    killed = []
+
+    @in_transaction
+    def enrol_both() -> None:
+        enroll(student=students[0], course=course)
+        if not killed:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT CONNECTION_ID()")
+                killed.append(cursor.fetchone()[0])
+            Rival(lambda: connection.cursor().execute(f"KILL {killed[0]}")).start_and_finish()
+        enroll(student=students[1], course=course)
+
+    enrol_both()
+    assert killed
+    assert Enrollment.objects.count() == 2
+    assert drifts() == {}
+
+
+@pytest.fixture
+def wire() -> Iterator[Wire]:
+    """The test's own connection to the database, through something that can cut it."""
+    settings = connection.settings_dict
+    before = settings["HOST"], settings["PORT"]
+    connection.close()
+    with wire_to(before[0], int(before[1])) as wire:
+        settings["HOST"], settings["PORT"] = "127.0.0.1", wire.port
+        yield wire
+        connection.close()
+        settings["HOST"], settings["PORT"] = before
+
+
+@pytest.mark.mariadb
+@pytest.mark.parametrize("done", [False, True], ids=["before COMMIT", "after COMMIT"])
+@pytest.mark.parametrize("service", ["enroll", "take up", "unenroll", "transfer"])
+def test_a_connection_lost_at_commit_changes_neither_row_nor_answer(
+    make_course: Make, student: Any, wire: Wire, service: str, done: bool
+) -> None:
+    course, other = make_course(), make_course()
+    calls: dict[str, Callable[[], bool]] = {
+        "enroll": lambda: enroll(student=student, course=course)[1],
+        "take up": lambda: enroll(student=student, course=course)[1],
+        "unenroll": lambda: unenroll(student=student, course=course),
+        "transfer": lambda: transfer(student=student, source=course, target=other)[1],
+    }
+    if service != "enroll":
+        enroll(student=student, course=course)
+    if service == "take up":
+        unenroll(student=student, course=course)
+    wire.cut_once(b"COMMIT", after_the_server_did_it=done)
+    # It did what it says, even where an attempt before the last did it.
+    assert calls[service]() is True
+    assert wire.cuts == 1
+    assert calls[service]() is False
+    assert drifts() == {}
+
+
+@pytest.mark.mariadb
+@pytest.mark.parametrize("statement", [b"BEGIN", b"UPDATE", b"INSERT", b"autocommit"])
+@pytest.mark.parametrize("done", [False, True], ids=["not done", "done"])
+def test_a_connection_lost_at_any_statement_is_made_anew(
+    course: Course, student: Any, wire: Wire, statement: bytes, done: bool
+) -> None:
+    connection.ensure_connection()
+    wire.cut_once(statement, after_the_server_did_it=done)
+    assert enroll(student=student, course=course)[1] is True
+    assert Enrollment.objects.count() == 1
+    assert drifts() == {}
+
+
+def test_the_other_services_answer_again_after_a_conflict(
+    course: Course, make_students: Make, impatient: None
+) -> None:
+    students = make_students(3)
+    enroll_many(course=course, students=students)
+    for call in (
+        lambda: set_status(student=students[0], course=course, status="completed"),
+        lambda: unenroll(student=students[1], course=course),
+        lambda: enroll_many(course=course, students=students).taken_up == 1,
+    ):
+        rival = Rival(lambda: hold(course, 1.3 if connection.vendor == "mysql" else 0.4))
+        rival.start()
+        time.sleep(0.2)
+        assert call() is True
+        rival.finish()
+    assert drifts() == {}
