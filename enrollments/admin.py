@@ -40,7 +40,7 @@ class EnrollmentForm(forms.ModelForm):
 @admin.register(Enrollment)
 class EnrollmentAdmin(admin.ModelAdmin):
     form = EnrollmentForm
-    list_display = ["student", "course", "status", "enrollment_date", "withdrawal_date"]
+    list_display = ["student", "status", "course", "enrollment_date", "withdrawal_date"]
     list_filter = ["status"]
     list_select_related = ["student", "course"]
     list_per_page = 50
@@ -49,6 +49,9 @@ class EnrollmentAdmin(admin.ModelAdmin):
     search_fields = ["student__username", "course__title"]
     autocomplete_fields = ["student", "course"]
     actions = ["delete_selected"]
+
+    class Media:
+        css = {"all": ["enrollments/admin.css"]}
 
     def get_fields(self, request: HttpRequest, obj: Enrollment | None = None) -> list[str]:
         fields = ["student", "course"]

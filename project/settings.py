@@ -1,6 +1,7 @@
 """Settings, read from the environment. What is not set is safe in production.
 
-DATABASE_URL    mysql://user:password@host:3306/name; unset: an SQLite file
+DATABASE_URL    mysql://user:password@host:3306/name; unset: an SQLite file. What follows
+                a question mark are options of the driver: ?isolation_level=repeatable+read
 REDIS_URL       redis://host:6379/0; unset: no shared cache
 SECRET_KEY      unset: a random one, made once and kept in .secret_key
 DEBUG           1 on a developer's machine only
@@ -13,6 +14,7 @@ LOG_LEVEL       INFO
 from pathlib import Path
 
 import environ
+from django.core.exceptions import ImproperlyConfigured
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -28,35 +30,38 @@ CSRF_TRUSTED_ORIGINS = env.list("CSRF_TRUSTED_ORIGINS", default=[])
 
 # Database ------------------------------------------------------------------
 
-DATABASES = {
-    "default": env.db_url("DATABASE_URL", default=f"sqlite:///{BASE_DIR / 'db.sqlite3'}"),
-}
+_url = env.str("DATABASE_URL", default="") or f"sqlite:///{BASE_DIR / 'db.sqlite3'}"
+if not _url.startswith(("mysql://", "sqlite://")):
+    raise ImproperlyConfigured(
+        "DATABASE_URL must be mysql://user:password@host:3306/name or sqlite:////path/to/file."
+    )
+DATABASES = {"default": env.db_url_config(_url)}
 _options = DATABASES["default"].setdefault("OPTIONS", {})
-if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
-    # Without IMMEDIATE, two transactions that read before they write can't both
-    # go on, and SQLite fails one at once, however long its timeout is.
+if _url.startswith("sqlite:"):
+    # Without IMMEDIATE, of two transactions that read before they write one fails at
+    # once, however long the timeout is.
     _options |= {
         "transaction_mode": "IMMEDIATE",
         "timeout": 20,  # seconds
         "init_command": "PRAGMA journal_mode=WAL",
     }
 else:
-    DATABASES["default"]["CONN_MAX_AGE"] = 60  # seconds
-    DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
-if DATABASES["default"]["ENGINE"] == "django.db.backends.mysql":
-    _options.setdefault("isolation_level", "read committed")
-    _options.setdefault("charset", "utf8mb4")
-    _options.setdefault("connect_timeout", 5)  # seconds
-    # The default of 50 seconds outlives most visitors.
-    _options.setdefault(
-        "init_command",
-        "SET sql_mode='STRICT_TRANS_TABLES', innodb_lock_wait_timeout=10",
-    )
+    DATABASES["default"] |= {"CONN_MAX_AGE": 60, "CONN_HEALTH_CHECKS": True}  # seconds
+    _options |= {
+        "isolation_level": "read committed",
+        "charset": "utf8mb4",
+        "connect_timeout": 5,  # seconds
+        # Strict, so that nothing is cut off silently. The lock timeout's default of 50
+        # seconds outlives most visitors.
+        "init_command": "SET sql_mode='STRICT_TRANS_TABLES', innodb_lock_wait_timeout=10",
+    } | _options
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # Cache: optional at every moment, and never for counts (docs: README) -------
 
 REDIS_URL = env.str("REDIS_URL", default="")
+if REDIS_URL and not REDIS_URL.startswith(("redis://", "rediss://", "unix://")):
+    raise ImproperlyConfigured("REDIS_URL must be redis://host:6379/0, or unset.")
 CACHES = {
     "default": {
         "BACKEND": "project.cache.FailOpenRedisCache",
@@ -141,8 +146,7 @@ TIME_ZONE = "UTC"
 USE_TZ = True
 
 STATIC_URL = "static/"
-STATIC_ROOT = BASE_DIR / "staticfiles"
-# Served from the apps, so that no collectstatic can be forgotten.
+# Served straight from the apps: there is no collectstatic that could be forgotten.
 WHITENOISE_USE_FINDERS = True
 
 # Safety on the way to the visitor --------------------------------------------

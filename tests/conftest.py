@@ -29,6 +29,12 @@ def django_db_modify_db_settings(tmp_path_factory: pytest.TempPathFactory) -> No
         connection.settings_dict["TEST"]["NAME"] = str(path)
 
 
+@pytest.fixture(autouse=True)
+def plain_http(settings: Any) -> None:
+    """Django's test client doesn't speak https, and would only ever be redirected to it."""
+    settings.SECURE_SSL_REDIRECT = False
+
+
 @pytest.fixture
 def make_course(db: None) -> Callable[..., Course]:
     numbers = count(1)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import ClassVar
 
 HOST = "127.0.0.1"
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 START_SECONDS = 60
 STOP_SECONDS = 30
 COMMAND_SECONDS = 10
@@ -223,14 +224,15 @@ def _folder(*, name: str) -> Iterator[Path]:
 @contextmanager
 def _unwound_by_signals() -> Iterator[None]:
     """Let SIGTERM and SIGHUP unwind as Ctrl-C does, or the servers would outlive the tests."""
-
-    def unwind(number: int, _: object) -> None:
-        # make and timeout send it twice; the second must not cut the clean-up short.
-        signal.signal(number, signal.SIG_IGN)
-        raise Terminated
-
-    with _handled(by=unwind, instead_of=lambda handler: handler is signal.SIG_DFL):
+    with _handled(by=_unwind, instead_of=lambda handler: handler is signal.SIG_DFL):
         yield
+
+
+def _unwind(number: int, _: object) -> None:
+    # Signals come in twos (make and timeout do it); the second must not cut the clean-up short.
+    for each in SIGNALS:
+        signal.signal(each, lambda *_: None)
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
 
 @contextmanager
@@ -252,7 +254,7 @@ def _handled(
     # Python handles signals in its main thread only, and lets no other thread say how.
     before = {
         number: handler
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        for number in SIGNALS
         if threading.current_thread() is threading.main_thread()
         and instead_of(handler := signal.getsignal(number))
     }
@@ -424,13 +426,13 @@ def _apt_get() -> list[str] | None:
 
 
 def _run(command: Sequence[str]) -> int:
-    with mariadb() as database, redis() as cache:
+    ctrl_c = _handled(by=_unwind, instead_of=lambda handler: handler is signal.default_int_handler)
+    with ctrl_c, mariadb() as database, redis() as cache:
         urls = {"DATABASE_URL": database.url, "REDIS_URL": cache.url}
         child = subprocess.Popen(command, env=os.environ | urls)
         try:
             return child.wait()
         except KeyboardInterrupt as stopped:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
             # A terminal's Ctrl-C has reached COMMAND too; SIGTERM has not.
             if isinstance(stopped, Terminated):
                 child.terminate()

@@ -3,7 +3,7 @@
 from typing import Any, NoReturn
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import Error, InterfaceError, OperationalError, ProgrammingError
+from django.db import Error, InterfaceError, OperationalError, ProgrammingError, connection
 from tqdm import tqdm
 
 
@@ -28,6 +28,8 @@ class OneLineErrorCommand(BaseCommand):
 
     def execute(self, *args: Any, **options: Any) -> str | None:
         try:
+            # Not there at all: say so now, and not after a series of logged attempts.
+            connection.ensure_connection()
             return super().execute(*args, **options)
         except (OperationalError, InterfaceError, ProgrammingError) as error:
             raise self.bad_input(_explained(error)) from error

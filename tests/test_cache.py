@@ -1,0 +1,154 @@
+"""Redis refused, hung, full, flushed and back again: nobody but the log may notice."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from django.core.cache import caches
+from django.test import Client
+
+from courses.models import Course, Subject
+from enrollments.services import enroll, unenroll
+from project.cache import FailOpenRedisCache, _breakers
+from tests.conftest import drifts
+from tests.servers import Redis, redis
+
+pytestmark = pytest.mark.mariadb
+# A connection and an answer, 0.25 seconds each.
+TIMEOUTS = 0.5
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Redis]:
+    with redis(options=["--maxmemory", "4mb", "--maxmemory-policy", "noeviction"]) as server:
+        yield server
+
+
+@pytest.fixture
+def cache(server: Redis, settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The site's cache, on a Redis of its own that may be broken; left alone for 0.2 seconds."""
+    server.start()
+    monkeypatch.setattr(FailOpenRedisCache, "rest", 0.2)
+    default = settings.CACHES["default"]
+    settings.CACHES = {"default": default | {"LOCATION": server.url}}
+    _breakers.clear()
+    cache = caches["default"]
+    cache.clear()
+    yield cache
+    server.signal(signal.SIGCONT)
+    cache.close()
+
+
+def refuse(server: Redis) -> None:
+    server.kill()
+
+
+def hang(server: Redis) -> None:
+    server.signal(signal.SIGSTOP)
+
+
+OPERATIONS: dict[str, tuple[Callable[[Any], Any], Any]] = {
+    "get": (lambda cache: cache.get("a", "otherwise"), "otherwise"),
+    "set": (lambda cache: cache.set("a", 1), None),
+    "add": (lambda cache: cache.add("a", 1), False),
+    "touch": (lambda cache: cache.touch("a"), False),
+    "delete": (lambda cache: cache.delete("a"), False),
+    "get_many": (lambda cache: cache.get_many(["a", "b"]), {}),
+    "set_many": (lambda cache: cache.set_many({"a": 1, "b": 2}), ["a", "b"]),
+    "delete_many": (lambda cache: cache.delete_many(["a"]), None),
+    "has_key": (lambda cache: cache.has_key("a"), False),
+    "in": (lambda cache: "a" in cache, False),
+    "clear": (lambda cache: cache.clear(), False),
+    "get_or_set": (lambda cache: cache.get_or_set("a", 5), 5),
+}
+
+
+@pytest.mark.parametrize("fault", [refuse, hang])
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_every_operation_fails_open(
+    cache: Any, server: Redis, fault: Callable[[Redis], None], operation: str
+) -> None:
+    cache.set("a", 1)
+    fault(server)
+    call, otherwise = OPERATIONS[operation]
+    started = time.monotonic()
+    assert call(cache) == otherwise
+    assert time.monotonic() - started < TIMEOUTS + 0.3
+
+
+def test_a_number_that_can_not_be_counted_up_is_said(cache: Any, server: Redis) -> None:
+    cache.set("n", 1)
+    assert cache.incr("n") == 2
+    refuse(server)
+    with pytest.raises(ValueError, match="'n' not found"):
+        cache.incr("n")
+
+
+def test_while_redis_is_well_it_is_a_cache(cache: Any) -> None:
+    cache.set_many({"a": 1, "b": 2})
+    assert cache.get_many(["a", "b", "c"]) == {"a": 1, "b": 2}
+    assert cache.add("a", 5) is False
+    assert cache.touch("a") is True
+    assert cache.delete("a") is True
+    assert cache.get("a") is None
+
+
+def test_a_failure_is_waited_for_once_and_logged_once(
+    cache: Any, server: Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(FailOpenRedisCache, "rest", 60)
+    hang(server)
+    started = time.monotonic()
+    for _ in range(1_000):
+        cache.get("a")
+    assert time.monotonic() - started < TIMEOUTS + 0.3
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "going on without the cache" in caplog.text
+
+
+def test_it_is_used_again_when_it_is_back(
+    cache: Any, server: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    refuse(server)
+    cache.set("a", 1)
+    server.start()
+    assert cache.get("a", "resting") == "resting"
+    time.sleep(0.25)
+    with caplog.at_level("INFO", "project.cache"):
+        cache.set("a", 2)
+    assert cache.get("a") == 2
+    assert "Redis answers again." in caplog.text
+
+
+def test_a_full_redis_loses_writes_and_nothing_else(cache: Any) -> None:
+    for number in range(200):
+        cache.set(f"big-{number}", "x" * 100_000)
+    assert cache.get("big-199") is None
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("fault", [refuse, hang])
+def test_services_and_pages_do_without_redis(
+    cache: Any,
+    server: Redis,
+    client: Client,
+    staff_client: Client,
+    student: Any,
+    fault: Callable[[Redis], None],
+) -> None:
+    subject = Subject.objects.create(name="Art", slug="art")
+    course = Course.objects.create(title="Drawing", slug="drawing", subject=subject)
+    fault(server)
+    assert enroll(student=student, course=course)[1] is True
+    subject.name = "Arts"
+    subject.save()
+    assert Subject.objects.get().name == "Arts"
+    page = client.get("/")
+    assert [(row.subject.name, row.total_enrollments) for row in page.context["page_obj"]] == [
+        ("Arts", 1)
+    ]
+    assert staff_client.get("/admin/courses/course/").status_code == 200
+    assert unenroll(student=student, course=course) is True
+    assert drifts() == {}

@@ -1,0 +1,194 @@
+import json
+import os
+import pty
+import termios
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.db.models import F
+
+from courses.models import Course
+from enrollments.services import enroll_many
+from tests.commands import NOBODY, assert_refused, everything, manage, no_tables
+from tests.conftest import drifts
+
+DRIFTS = {"High": 3, "Low": -1, "Zero": -2, "“No rows”\n": 5}
+
+
+@pytest.fixture
+def drifted(
+    make_course: Callable[..., Course], make_students: Callable[[int], list[Any]]
+) -> dict[str, Course]:
+    """Five courses, all but one with a count that is wrong."""
+    students = make_students(2)
+    courses = {title: make_course(title=title) for title in ["Right", *DRIFTS]}
+    for title in ["Right", "High", "Low", "Zero"]:
+        enroll_many(course=courses[title], students=students)
+    for title, drift in DRIFTS.items():
+        this = Course.objects.filter(title=title)
+        this.update(total_enrollments=F("total_enrollments") + drift)
+    assert drifts() == DRIFTS
+    return courses
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    call_command("rebuild_counts", *arguments)
+    said = capsys.readouterr()
+    assert said.err == ""
+    return said.out
+
+
+def test_everything_right(capsys: pytest.CaptureFixture[str], course: Course) -> None:
+    assert run(capsys) == "1 course looked at: all counts are right.\n"
+    assert run(capsys, "--check") == "1 course looked at: all counts are right.\n"
+    assert run(capsys, "--json") == ""
+    assert run(capsys, "--verbosity", "0") == ""
+
+
+def test_no_courses(capsys: pytest.CaptureFixture[str], db: None) -> None:
+    assert run(capsys) == "0 courses looked at: all counts are right.\n"
+
+
+@pytest.mark.parametrize("size", ["1", "2", "1000", str(2**63 - 1)])
+def test_corrects_what_drifted_and_says_so(
+    capsys: pytest.CaptureFixture[str], drifted: dict[str, Course], size: str
+) -> None:
+    said = run(capsys, "--batch-size", size)
+    assert f"Course {drifted['High'].pk} “High”: stored 5, true 2, drift +3: corrected\n" in said
+    assert f"Course {drifted['Zero'].pk} “Zero”: stored 0, true 2, drift -2: corrected\n" in said
+    assert said.endswith("\n5 courses looked at: 4 drifted and corrected.\n")
+    assert drifts() == {}
+    assert run(capsys) == "5 courses looked at: all counts are right.\n"
+
+
+def test_check_changes_nothing(
+    capsys: pytest.CaptureFixture[str], drifted: dict[str, Course]
+) -> None:
+    before = everything()
+    with pytest.raises(SystemExit) as ended:
+        call_command("rebuild_counts", "--check")
+    assert ended.value.code == 1
+    said = capsys.readouterr()
+    assert f"Course {drifted['Low'].pk} “Low”: stored 1, true 2, drift -1\n" in said.out
+    assert said.out.endswith("\n5 courses looked at: 4 drifted. Correct with: rebuild_counts\n")
+    assert said.err == ""
+    assert everything() == before
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_json(capsys: pytest.CaptureFixture[str], drifted: dict[str, Course], check: bool) -> None:
+    if check:
+        with pytest.raises(SystemExit) as ended:
+            call_command("rebuild_counts", "--json", "--check")
+        assert ended.value.code == 1
+    else:
+        call_command("rebuild_counts", "--json")
+    said = capsys.readouterr()
+    assert [json.loads(line) for line in said.out.splitlines()] == [
+        {
+            "course_id": drifted[title].pk,
+            "title": title,
+            "stored": true + drift,
+            "true": true,
+            "drift": drift,
+        }
+        for (title, drift), true in zip(DRIFTS.items(), [2, 2, 2, 0], strict=True)
+    ]
+    assert said.err == ""
+    assert drifts() == (DRIFTS if check else {})
+
+
+def test_course_id_keeps_to_these(
+    capsys: pytest.CaptureFixture[str], drifted: dict[str, Course]
+) -> None:
+    high, low, zero = (str(drifted[title].pk) for title in ["High", "Low", "Zero"])
+    said = run(capsys, "--course-id", high, low, "--course-id", zero, zero)
+    assert said.endswith("\n3 courses looked at: 3 drifted and corrected.\n")
+    assert list(drifts()) == ["“No rows”\n"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--course-id", "0"], "--course-id takes whole numbers from 1 on, not '0'."),
+        (["--course-id", "1.5"], "not '1.5'."),
+        (["--course-id", str(2**63)], f"not '{2**63}'."),
+        (["--course-id", ""], "not ''."),
+        (["--course-id"], "expected at least one argument"),
+        (["--batch-size", "-1"], "--batch-size takes whole numbers from 1 on, not '-1'."),
+        (["--batch-size", "many"], "not 'many'."),
+        (["--nonsense"], "unrecognized arguments: --nonsense"),
+    ],
+)
+def test_bad_input_is_refused(
+    drifted: dict[str, Course], arguments: list[str], reason: str
+) -> None:
+    with pytest.raises(CommandError) as refused:
+        call_command("rebuild_counts", *arguments)
+    assert refused.value.returncode == 2
+    assert reason in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+    assert drifts() == DRIFTS
+
+
+@pytest.mark.django_db(transaction=True)
+class TestProcess:
+    """As it is called: by name, in a process of its own."""
+
+    @pytest.mark.parametrize(
+        ("arguments", "reason"),
+        [
+            (["--course-id", "{known}", "987654321"], "There is no course with the id 987654321."),
+            (["--course-id", "one"], "--course-id takes whole numbers from 1 on, not 'one'."),
+            (["--batch-size", "0"], "--batch-size takes whole numbers from 1 on, not '0'."),
+            (["--nonsense"], "unrecognized arguments: --nonsense"),
+        ],
+    )
+    def test_bad_input_is_one_line_and_status_2(
+        self, drifted: dict[str, Course], arguments: list[str], reason: str
+    ) -> None:
+        known = str(drifted["High"].pk)
+        done = manage("rebuild_counts", *(text.format(known=known) for text in arguments))
+        assert_refused(done, reason)
+        assert drifts() == DRIFTS
+
+    def test_status_of_check(self, drifted: dict[str, Course]) -> None:
+        assert manage("rebuild_counts", "--check").returncode == 1
+        assert manage("rebuild_counts").returncode == 0
+        assert manage("rebuild_counts", "--check").returncode == 0
+
+    def test_the_bar_is_on_standard_error_and_only_on_a_terminal(
+        self, drifted: dict[str, Course]
+    ) -> None:
+        piped = manage("rebuild_counts", "--json", "--check")
+        assert piped.stderr == ""
+        terminal, its_end = pty.openpty()
+        termios.tcsetwinsize(its_end, (24, 80))
+        shown = manage("rebuild_counts", "--json", "--check", stderr=its_end)
+        os.close(its_end)
+        bar = os.read(terminal, 65_536).decode()
+        os.close(terminal)
+        assert "0/5" in bar
+        assert shown.stdout == piped.stdout
+        assert len(shown.stdout.splitlines()) == len(DRIFTS)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--course-id", "1"]])
+def test_database_away(arguments: list[str]) -> None:
+    done = manage(
+        "rebuild_counts",
+        *arguments,
+        env={"DATABASE_URL": f"mysql://user:secret@{NOBODY}/catalogue"},
+    )
+    assert_refused(done, "The database does not answer as it should (Can't connect")
+    assert "secret" not in done.stderr
+
+
+@pytest.mark.django_db(transaction=True)
+def test_no_tables(tmp_path: Path) -> None:
+    with no_tables(tmp_path) as url:
+        done = manage("rebuild_counts", env={"DATABASE_URL": url})
+    assert_refused(done, "run manage.py migrate")
