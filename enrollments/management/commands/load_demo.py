@@ -81,8 +81,9 @@ class Command(OneLineErrorCommand):
             for title in (level.format(field) for field in fields for level in LEVELS):
                 courses.append(Course(title=title, slug=slugify(title), subject=subject))
         rng.shuffle(courses)
-        for course in courses:
-            course.capacity = rng.choice([None, None, 20, 50, 100, 400])
+        for rank, course in enumerate(courses, start=1):
+            # The first ones take everybody: seats would make all courses alike.
+            course.capacity = rng.choice([None, None, 20, 50, 100, 400]) if rank > 5 else None
             course.save()
         return courses
 
