@@ -43,6 +43,14 @@ def is_transient(error: BaseException) -> bool:
     return code in _CONFLICTS | _LOST_CONNECTIONS or "is locked" in str(code)
 
 
+def _is_somebody_elses() -> bool:
+    """Whether a transaction is going on that began before us."""
+    autocommit = (
+        connection.autocommit if connection.connection else connection.settings_dict["AUTOCOMMIT"]
+    )
+    return connection.in_atomic_block or not autocommit
+
+
 def _prepare_next_attempt(state: tenacity.RetryCallState) -> None:
     error = state.outcome.exception()
     logger.info("Attempt %d: %s; trying again.", state.attempt_number, error)
@@ -61,7 +69,7 @@ def in_transaction(function: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-        if connection.in_atomic_block:
+        if _is_somebody_elses():
             with transaction.atomic():
                 return function(*args, **kwargs)
         retrying = tenacity.Retrying(

@@ -84,6 +84,22 @@ def _raise(*args: Any) -> None:
     raise OperationalError(*args)
 
 
+@pytest.mark.mariadb
+def test_without_autocommit_the_transaction_is_the_callers(course: Course, student: Any) -> None:
+    attempts = []
+    transaction.set_autocommit(False)
+    try:
+        enroll(student=student, course=course)
+        with pytest.raises(OperationalError):
+            in_transaction(lambda: attempts.append(1) or _raise(1213, "Deadlock found"))()
+        transaction.rollback()
+    finally:
+        transaction.set_autocommit(True)
+    assert attempts == [1]
+    assert not Enrollment.objects.exists()
+    assert drifts() == {}
+
+
 def test_attempts_are_bounded_and_the_last_error_rises() -> None:
     attempts = []
     with pytest.raises(OperationalError, match="1213"):
@@ -189,7 +205,7 @@ def test_a_connection_lost_at_commit_changes_neither_row_nor_answer(
 
 
 @pytest.mark.mariadb
-@pytest.mark.parametrize("statement", [b"BEGIN", b"UPDATE", b"INSERT", b"autocommit"])
+@pytest.mark.parametrize("statement", [b"autocommit", b"UPDATE", b"INSERT"])
 @pytest.mark.parametrize("done", [False, True], ids=["not done", "done"])
 def test_a_connection_lost_at_any_statement_is_made_anew(
     course: Course, student: Any, wire: Wire, statement: bytes, done: bool
@@ -197,6 +213,7 @@ def test_a_connection_lost_at_any_statement_is_made_anew(
     connection.ensure_connection()
     wire.cut_once(statement, after_the_server_did_it=done)
     assert enroll(student=student, course=course)[1] is True
+    assert wire.cuts == 1
     assert Enrollment.objects.count() == 1
     assert drifts() == {}
 
