@@ -5,7 +5,7 @@ from typing import Any
 
 from django.contrib import admin, messages
 from django.contrib.admin.actions import delete_selected
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError
 from django.db.models import Count, Model, ProtectedError, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
@@ -14,6 +14,7 @@ from django.utils.html import format_html
 from courses.models import Course, Subject
 from courses.querysets import CourseQuerySet
 from courses.rebuild import rebuild
+from courses.transactions import in_transaction
 
 # One line for each of them, up to here; the rest is summed up.
 MOST_LINES = 20
@@ -44,8 +45,11 @@ class ProtectedByEnrollments(admin.ModelAdmin):
         return [], {}, set(), protected
 
     def delete_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        view = super().delete_view
+        if request.method == "POST":
+            view = in_transaction(view)
         try:
-            return super().delete_view(request, *args, **kwargs)
+            return view(request, *args, **kwargs)
         except (ProtectedError, IntegrityError):
             return self._enrolled_meanwhile(request)
 
@@ -54,8 +58,7 @@ class ProtectedByEnrollments(admin.ModelAdmin):
         self, request: HttpRequest, queryset: CourseQuerySet
     ) -> TemplateResponse | HttpResponse | None:
         try:
-            with transaction.atomic():
-                return delete_selected(self, request, queryset)
+            return in_transaction(delete_selected)(self, request, queryset)
         except (ProtectedError, IntegrityError):
             return self._enrolled_meanwhile(request)
 

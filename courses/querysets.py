@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, Self
 
+from django.apps import apps
 from django.core.exceptions import FieldError
 from django.db import models
 from django.db.models import BigIntegerField, F, Func, OuterRef, Subquery
@@ -16,46 +17,37 @@ class CourseQuerySet(models.QuerySet):
 
     def with_true_count(self) -> Self:
         """Annotate `true_count`: the number of rows that count, now."""
-        return self._annotate_once(true_count=self._true_count())
+        return self.annotate(true_count=true_count())
 
     def with_drift(self) -> Self:
         """Annotate `true_count`, and `drift`: stored − true. 0 is right."""
         # Unsigned columns can't be subtracted from below 0 on MySQL: cast first.
         stored = Cast("total_enrollments", BigIntegerField())
-        return self.with_true_count()._annotate_once(drift=stored - F("true_count"))
+        return self.with_true_count().annotate(drift=stored - F("true_count"))
 
     def drifted(self) -> Self:
         """Keep the courses whose stored count is wrong."""
         return self.with_drift().exclude(drift=0)
-
-    def recount(self) -> int:
-        """Set the stored counts to the true ones, and return how many rows that touched.
-
-        Lock the courses in an earlier statement of the same transaction. Without it the
-        count is taken from a snapshot that is older than the lock, and a right counter
-        is made wrong as soon as somebody enrols at the same time.
-        """
-        return self.update(total_enrollments=self._true_count())
 
     def bulk_update(self, objs: Iterable[Any], fields: Iterable[str], *args: Any, **kw: Any) -> int:
         fields = list(fields)
         self._refuse_counters(fields)
         return super().bulk_update(objs, fields, *args, **kw)
 
-    def bulk_create(self, objs: Iterable[Any], *args: Any, **kwargs: Any) -> list[Any]:
-        self._refuse_counters(kwargs.get("update_fields") or ())
-        return super().bulk_create(objs, *args, **kwargs)
-
-    def _true_count(self) -> Subquery:
-        rows = self.model._meta.get_field("enrollments").related_model._default_manager
-        # COUNT without GROUP BY: a course without rows gets 0 rather than NULL.
-        count = Func(F("pk"), function="COUNT", output_field=BigIntegerField())
-        counted = rows.counted().filter(course=OuterRef("pk")).order_by()
-        return Subquery(counted.annotate(n=count).values("n"), output_field=BigIntegerField())
-
-    def _annotate_once(self, **annotation: Any) -> Self:
-        (name,) = annotation
-        return self if name in self.query.annotations else self.annotate(**annotation)
+    def bulk_create(
+        self,
+        objs: Iterable[Any],
+        batch_size: int | None = None,
+        ignore_conflicts: bool = False,
+        update_conflicts: bool = False,
+        update_fields: Iterable[str] | None = None,
+        unique_fields: Iterable[str] | None = None,
+    ) -> list[Any]:
+        update_fields = update_fields and list(update_fields)
+        self._refuse_counters(update_fields or ())
+        return super().bulk_create(
+            objs, batch_size, ignore_conflicts, update_conflicts, update_fields, unique_fields
+        )
 
     def _refuse_counters(self, fields: Iterable[str]) -> None:
         for name in fields:
@@ -64,3 +56,12 @@ class CourseQuerySet(models.QuerySet):
                     f"{name} can't be written from instances, which may be stale: leave it out "
                     "of the fields. `manage.py rebuild_counts` repairs it."
                 )
+
+
+def true_count() -> Subquery:
+    """The number of rows that count of the course in the outer query."""
+    rows = apps.get_model("courses.Course")._meta.get_field("enrollments").related_model
+    # COUNT without GROUP BY: a course without rows gets 0 rather than NULL.
+    count = Func(F("pk"), function="COUNT", output_field=BigIntegerField())
+    counted = rows._default_manager.counted().filter(course=OuterRef("pk")).order_by()
+    return Subquery(counted.annotate(n=count).values("n"), output_field=BigIntegerField())

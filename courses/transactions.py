@@ -2,11 +2,12 @@
 
 import logging
 from collections.abc import Callable
-from functools import wraps
+from contextvars import ContextVar
+from functools import partial, wraps
 from typing import ParamSpec, TypeVar
 
 import tenacity
-from django.db import DatabaseError, InterfaceError, connection, transaction
+from django.db import DatabaseError, InterfaceError, OperationalError, connection, transaction
 
 logger = logging.getLogger(__name__)
 
@@ -29,18 +30,106 @@ _LOST_CONNECTIONS = {
     2013,  # lost connection during query
     2055,  # lost connection at a system call
 }
-ATTEMPTS = 8
+ATTEMPTS = 12
 GIVE_UP_AFTER = 30.0  # seconds
+
+_READ_COMMITTED = "read committed"
+_made_read_committed: ContextVar[bool] = ContextVar("made_read_committed", default=False)
 
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same transaction may well succeed when it is tried again."""
-    if isinstance(error, InterfaceError):
-        return True
-    if not isinstance(error, DatabaseError) or not error.args:
+    return (
+        _is_lost_connection(error)
+        or _code(error) in _CONFLICTS
+        or (isinstance(error, OperationalError) and "is locked" in str(error))  # SQLite
+    )
+
+
+def _is_lost_connection(error: BaseException) -> bool:
+    return isinstance(error, InterfaceError) or _code(error) in _LOST_CONNECTIONS
+
+
+def _code(error: BaseException) -> object:
+    return error.args[0] if isinstance(error, DatabaseError) and error.args else None
+
+
+def reads_are_current() -> bool:
+    """Whether a plain read in this transaction sees all that is committed by now.
+
+    If not, because it is REPEATABLE READ and has read before, only a locking read does.
+    """
+    return (
+        connection.vendor != "mysql"
+        or connection.isolation_level == _READ_COMMITTED
+        or _made_read_committed.get()
+    )
+
+
+def in_transaction(
+    function: Callable[P, T], *, did_nothing: Callable[[T], bool] | None = None
+) -> Callable[P, T]:
+    """Run `function` in one transaction on the default database, whole or not at all.
+
+    Conflicts and lost connections are tried again, up to ATTEMPTS times within GIVE_UP_AFTER
+    seconds; then the last error rises. Only the outermost transaction can be tried again:
+    inside a caller's `atomic()` such an error rises at once, to be tried again by whoever
+    began the transaction.
+
+    The answer to COMMIT may be lost with the connection, so `function` must be idempotent.
+    If it `did_nothing` then, because it was all done, the earlier result is returned.
+    """
+
+    @wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        if _is_somebody_elses():
+            with transaction.atomic():
+                return function(*args, **kwargs)
+        unanswered: list[T] = []
+        for attempt in tenacity.Retrying(
+            retry=tenacity.retry_if_exception(is_transient),
+            wait=tenacity.wait_random_exponential(multiplier=0.02, max=2),
+            stop=tenacity.stop_after_attempt(ATTEMPTS) | tenacity.stop_after_delay(GIVE_UP_AFTER),
+            before_sleep=_prepare_next_attempt,
+            reraise=True,
+        ):
+            with attempt:
+                result = _attempt(partial(function, *args, **kwargs), unanswered)
+        if did_nothing and unanswered and did_nothing(result):
+            return unanswered[-1]
+        return result
+
+    return wrapper
+
+
+def _attempt(function: Callable[[], T], unanswered: list[T]) -> T:
+    token = _made_read_committed.set(_make_read_committed())
+    returned: list[T] = []
+    try:
+        with transaction.atomic():
+            returned.append(function())
+    except Exception as error:
+        if _is_lost_connection(error):
+            unanswered += returned
+        raise
+    finally:
+        _made_read_committed.reset(token)
+    return returned[0]
+
+
+def _make_read_committed() -> bool:
+    """Make the next transaction READ COMMITTED, where the settings say otherwise.
+
+    What isn't there is locked under REPEATABLE READ as a gap, which others need: deadlocks.
+    """
+    if connection.vendor != "mysql":
         return False
-    code = error.args[0]
-    return code in _CONFLICTS | _LOST_CONNECTIONS or "is locked" in str(code)
+    connection.ensure_connection()
+    if connection.isolation_level == _READ_COMMITTED:
+        return False
+    with connection.cursor() as cursor:
+        cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+    return True
 
 
 def _is_somebody_elses() -> bool:
@@ -55,30 +144,3 @@ def _prepare_next_attempt(state: tenacity.RetryCallState) -> None:
     error = state.outcome.exception()
     logger.info("Attempt %d: %s; trying again.", state.attempt_number, error)
     connection.close_if_unusable_or_obsolete()
-
-
-def in_transaction(function: Callable[P, T]) -> Callable[P, T]:
-    """Run `function` in one transaction, whole or not at all.
-
-    Conflicts and lost connections are retried up to ATTEMPTS times within GIVE_UP_AFTER
-    seconds, then the last error rises. Only the outermost transaction can be tried
-    again, so inside a caller's `atomic()` such an error rises at once, to be retried by
-    whoever began the transaction. The answer to COMMIT may have been lost with the
-    connection: `function` must be idempotent.
-    """
-
-    @wraps(function)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-        if _is_somebody_elses():
-            with transaction.atomic():
-                return function(*args, **kwargs)
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(is_transient),
-            wait=tenacity.wait_random_exponential(multiplier=0.02, max=1),
-            stop=tenacity.stop_after_attempt(ATTEMPTS) | tenacity.stop_after_delay(GIVE_UP_AFTER),
-            before_sleep=_prepare_next_attempt,
-            reraise=True,
-        )
-        return retrying(transaction.atomic(function), *args, **kwargs)
-
-    return wrapper

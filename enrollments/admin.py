@@ -33,8 +33,11 @@ class EnrollmentForm(forms.ModelForm):
     def clean(self) -> dict[str, Any]:
         if self.refusal:
             self.add_error("status" if "status" in self.fields else "course", str(self.refusal))
+        return super().clean()
+
+    def _get_validation_exclusions(self) -> set[str]:
         # Django would refuse a second row here. enroll() takes up the first one again.
-        return self.cleaned_data
+        return super()._get_validation_exclusions() | {"student", "course"}
 
 
 @admin.register(Enrollment)
@@ -121,7 +124,7 @@ class EnrollmentAdmin(admin.ModelAdmin):
         if len(rows) > MOST_SELECTED:
             self.message_user(
                 request,
-                f"Nobody was withdrawn: select at most {MOST_SELECTED} enrolments at a time.",
+                f"Nobody was withdrawn: select at most {MOST_SELECTED} at a time.",
                 messages.ERROR,
             )
             return None

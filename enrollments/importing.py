@@ -11,7 +11,6 @@ from pathlib import Path
 from django.contrib.auth import get_user_model
 from django.contrib.auth.hashers import make_password
 from django.db import transaction
-from django.db.models import Q
 
 from courses.models import Course, Subject
 from courses.transactions import in_transaction
@@ -195,8 +194,8 @@ def _register(lines: list[Line], dry_run: bool) -> _Written:
 
 
 def _subject(name: str) -> Subject:
-    # Both are unique, and another subject may have one of them.
-    there = Subject.objects.filter(Q(slug=name.lower()) | Q(name=name)).first()
+    # Both name and slug are unique, and the subject may have another slug.
+    there = Subject.objects.filter(name=name).first()
     return there or Subject.objects.get_or_create(slug=name.lower(), defaults={"name": name})[0]
 
 

@@ -24,7 +24,7 @@ class Enrollment(models.Model):
     )
     course = models.ForeignKey(Course, models.PROTECT, related_name="enrollments", db_index=False)
     status = models.CharField(max_length=10, choices=Status, default=Status.ACTIVE)
-    enrollment_date = models.DateTimeField(default=timezone.now)
+    enrollment_date = models.DateTimeField("enrolment date", default=timezone.now)
     withdrawal_date = models.DateTimeField(null=True, blank=True)
 
     objects = EnrollmentQuerySet.as_manager()

@@ -21,12 +21,14 @@ from enum import Enum, auto
 from typing import Any, NamedTuple
 
 from django.contrib.auth import get_user_model
-from django.db import IntegrityError, connection
+from django.core.exceptions import ValidationError
+from django.db import IntegrityError, connection, transaction
 from django.db.models import F, Model, Q, QuerySet
 from django.utils import timezone
 
 from courses.models import Course
-from courses.transactions import in_transaction
+from courses.rebuild import recount_locked
+from courses.transactions import in_transaction, reads_are_current
 from enrollments.models import Enrollment
 from enrollments.querysets import COUNTED_STATUSES
 
@@ -34,9 +36,9 @@ logger = logging.getLogger(__name__)
 
 Status = Enrollment.Status
 
-# Keys in one IN (…) and rows in one INSERT: MariaDB turns to full scans where a list
-# gets too long.
-CHUNK = 2_000
+# Keys in one IN (…) and rows in one INSERT. Of 1,000 keys MariaDB makes a join, which reads
+# and locks what it passes by.
+CHUNK = 900
 
 
 class CourseFull(Exception):
@@ -83,14 +85,8 @@ def enroll(*, student: Model | int, course: Course | int) -> tuple[Enrollment, b
     A withdrawn row is taken up again; one that counts already is left as it is.
     Raises CourseFull.
     """
-    student_key, course_key, now = _key(student), _key(course, Course), timezone.now()
-    try:
-        return _enroll_new(student_key, course_key, now), True
-    except (IntegrityError, _NotNew):
-        # There is a row already, or no seat, or no such student or course.
-        row = _set_one(student_key, course_key, _enrolled(now)).row
-    # Of this very moment: it was us, even where the answer to the first COMMIT was lost.
-    return row, row.enrollment_date == now
+    row, outcome = _enroll(_key(student), _key(course, Course), timezone.now())
+    return row, outcome is not _Outcome.UNCHANGED
 
 
 def unenroll(*, student: Model | int, course: Course | int) -> bool:
@@ -98,9 +94,8 @@ def unenroll(*, student: Model | int, course: Course | int) -> bool:
 
     False: there was no enrolment that counts. The row is kept, as withdrawn.
     """
-    now = timezone.now()
-    row = _set_one(_key(student), _key(course, Course), _withdrawn(now)).row
-    return row is not None and row.withdrawal_date == now
+    _, outcome = _write_one(_key(student), _key(course, Course), _withdrawn(timezone.now()))
+    return outcome is not _Outcome.UNCHANGED
 
 
 def set_status(*, student: Model | int, course: Course | int, status: str) -> bool:
@@ -119,10 +114,10 @@ def set_status(*, student: Model | int, course: Course | int, status: str) -> bo
             return _State(status, row.enrollment_date, now)
         return _State(status, row.enrollment_date if row.is_counted else now, None)
 
-    written = _set_one(_key(student), _key(course, Course), target)
-    if written.row is None:
+    row, outcome = _write_one(_key(student), _key(course, Course), target)
+    if row is None:
         raise NotEnrolled("The student has no enrolment in this course: enrol them first.")
-    return written.outcome is not _Outcome.UNCHANGED
+    return outcome is not _Outcome.UNCHANGED
 
 
 def transfer(
@@ -137,8 +132,8 @@ def transfer(
     source_key, target_key = _key(source, Course), _key(target, Course)
     if source_key == target_key:
         raise ValueError("Source and target are the same course: name two.")
-    left, entered = _transfer(_key(student), source_key, target_key, now := timezone.now())
-    return entered, left is not None and left.withdrawal_date == now
+    row, outcome = _transfer(_key(student), source_key, target_key, timezone.now())
+    return row, outcome is not _Outcome.UNCHANGED
 
 
 def enroll_many(*, course: Course | int, students: Iterable[Model | int]) -> BulkResult:
@@ -147,13 +142,13 @@ def enroll_many(*, course: Course | int, students: Iterable[Model | int]) -> Bul
     One transaction, which holds the course until all are in.
     """
     target = _enrolled(timezone.now())
-    return _set_many(_key(course, Course), {_key(student): target for student in students})
+    return _write_many(_key(course, Course), {_key(student): target for student in students})
 
 
 def unenroll_many(*, course: Course | int, students: Iterable[Model | int]) -> BulkResult:
     """Withdraw students; those without an enrolment that counts are left as they are."""
     target = _withdrawn(timezone.now())
-    return _set_many(_key(course, Course), {_key(student): target for student in students})
+    return _write_many(_key(course, Course), {_key(student): target for student in students})
 
 
 def register_many(*, course: Course | int, registrations: Iterable[Registration]) -> BulkResult:
@@ -163,32 +158,21 @@ def register_many(*, course: Course | int, registrations: Iterable[Registration]
     Raises ValueError for a status that doesn't exist or doesn't fit the dates.
     """
     targets = {_key(item.student): _registered(item) for item in registrations}
-    return _set_many(_key(course, Course), targets)
+    return _write_many(_key(course, Course), targets)
 
 
-@in_transaction
 def erase_student(*, student: Model | int) -> int:
     """Delete all rows of a student, and return their number.
 
     For deletion requests: the user can be deleted afterwards.
     """
-    student_key = _key(student)
-    _require_students([student_key])
-    course_keys = _unguarded().filter(student=student_key).values_list("course", flat=True)
-    erased = 0
-    for course in _lock(*course_keys):
-        for row in _rows_of(course, [student_key]).values():
-            _unguarded().filter(pk=row.pk).delete()
-            _move_counter(course, -int(row.is_counted))
-            erased += 1
+    erased = None
+    while erased is None:
+        erased = _erase(_key(student))
     return erased
 
 
 # How it is done -----------------------------------------------------------------
-
-
-class _NotNew(Exception):
-    """A new row can't simply be added: look closer, under the lock."""
 
 
 class _State(NamedTuple):
@@ -212,19 +196,22 @@ class _Outcome(Enum):
     REFUSED = auto()
 
 
+# By how much the counter moved for a row that was there before.
+_MOVED = {1: _Outcome.TAKEN_UP, 0: _Outcome.UPDATED, -1: _Outcome.WITHDRAWN}
+
+
 class _Written(NamedTuple):
-    course: Course
     rows: dict[Any, Enrollment]  # by student, as they are now
     outcomes: dict[Any, _Outcome]  # by student, in the given order
-
-    def raise_if_full(self, student_key: Any) -> None:
-        if self.outcomes[student_key] is _Outcome.REFUSED:
-            raise CourseFull(self.course)
 
 
 class _WrittenOne(NamedTuple):
     row: Enrollment | None
     outcome: _Outcome
+
+    @property
+    def is_unchanged(self) -> bool:
+        return self.outcome is _Outcome.UNCHANGED
 
 
 def _enrolled(now: datetime) -> _Target:
@@ -252,60 +239,38 @@ def _state(row: Enrollment) -> _State:
     return _State(row.status, row.enrollment_date, row.withdrawal_date)
 
 
-@in_transaction
-def _enroll_new(student_key: Any, course_key: Any, now: datetime) -> Enrollment:
+def _enroll_now(student_key: Any, course_key: Any, now: datetime) -> _WrittenOne:
     # The common case in two statements: the UPDATE takes the course's lock, tests for a
-    # seat and moves the counter. A duplicate or a missing student undoes both.
+    # seat and moves the counter.
     if connection.features.can_defer_constraint_checks:
         # This database would notice a missing student at COMMIT only.
         _require_students([student_key])
+    course = Course.objects.filter(pk=course_key)
     has_seat = Q(capacity=None) | Q(capacity__gt=F("total_enrollments"))
-    course = Course.objects.filter(has_seat, pk=course_key)
-    if not course.update(total_enrollments=F("total_enrollments") + 1):
-        raise _NotNew
-    row = Enrollment(student_id=student_key, course_id=course_key, enrollment_date=now)
-    row.save_base(force_insert=True)
-    return row
+    if course.filter(has_seat).update(total_enrollments=F("total_enrollments") + 1):
+        row = Enrollment(student_id=student_key, course_id=course_key, enrollment_date=now)
+        if _insert(row):
+            return _WrittenOne(row, _Outcome.CREATED)
+        course.update(total_enrollments=F("total_enrollments") - 1)
+    # There is a row already, or no seat, or no such student or course.
+    return _write_one_now(student_key, course_key, _enrolled(now))
 
 
-@in_transaction
-def _set_one(student_key: Any, course_key: Any, target: _Target) -> _WrittenOne:
+def _write_one_now(student_key: Any, course_key: Any, target: _Target) -> _WrittenOne:
     (course,) = _lock(course_key)
-    written = _write(course, {student_key: target})
-    written.raise_if_full(student_key)
-    row = written.rows.get(student_key)
-    if row is None:
-        _require_students([student_key])
-    return _WrittenOne(row, written.outcomes[student_key])
+    return _one(course, student_key, target)
 
 
-@in_transaction
-def _transfer(
-    student_key: Any, source_key: Any, target_key: Any, now: datetime
-) -> tuple[Enrollment | None, Enrollment]:
-    """Return the rows in source and target, as they are then."""
-    courses = {course.pk: course for course in _lock(source_key, target_key)}
-
-    def leave(row: Enrollment | None) -> _State | None:
-        active = row is not None and row.status == Status.ACTIVE
-        return _State(Status.WITHDRAWN, row.enrollment_date, now) if active else None
-
-    left = _write(courses[source_key], {student_key: leave})
-    if left.outcomes[student_key] is _Outcome.UNCHANGED:
-        there = _rows_of(courses[target_key], [student_key]).get(student_key)
-        if there is None or not there.is_counted:
-            _require_students([student_key])
-            raise NotEnrolled("The student has no active enrolment in the course to leave.")
-        return left.rows.get(student_key), there
-    entered = _write(courses[target_key], {student_key: _enrolled(now)})
-    entered.raise_if_full(student_key)
-    return left.rows[student_key], entered.rows[student_key]
+def _one(course: Course, student_key: Any, target: _Target) -> _WrittenOne:
+    rows, outcomes = _write(course, {student_key: target})
+    if outcomes[student_key] is _Outcome.REFUSED:
+        raise CourseFull(course)
+    return _WrittenOne(rows.get(student_key), outcomes[student_key])
 
 
-@in_transaction
-def _set_many(course_key: Any, targets: Mapping[Any, _Target]) -> BulkResult:
+def _write_many_now(course_key: Any, targets: Mapping[Any, _Target]) -> BulkResult:
     (course,) = _lock(course_key)
-    outcomes = _write(course, targets).outcomes
+    _, outcomes = _write(course, targets)
     number = Counter(outcomes.values())
     return BulkResult(
         created=number[_Outcome.CREATED],
@@ -315,6 +280,45 @@ def _set_many(course_key: Any, targets: Mapping[Any, _Target]) -> BulkResult:
         unchanged=number[_Outcome.UNCHANGED],
         refused=tuple(key for key, outcome in outcomes.items() if outcome is _Outcome.REFUSED),
     )
+
+
+def _transfer_now(student_key: Any, source_key: Any, target_key: Any, now: datetime) -> _WrittenOne:
+    """Return the row in the target, and the outcome in the source."""
+    courses = {course.pk: course for course in _lock(source_key, target_key)}
+
+    def leave(row: Enrollment | None) -> _State | None:
+        active = row is not None and row.status == Status.ACTIVE
+        return _State(Status.WITHDRAWN, row.enrollment_date, now) if active else None
+
+    left = _one(courses[source_key], student_key, leave)
+    if left.is_unchanged:
+        row = _rows_of(courses[target_key], [student_key]).get(student_key)
+        if row is None or not row.is_counted:
+            raise NotEnrolled("The student has no active enrolment in the course to leave.")
+        return _WrittenOne(row, _Outcome.UNCHANGED)
+    entered = _one(courses[target_key], student_key, _enrolled(now))
+    return _WrittenOne(entered.row, left.outcome)
+
+
+def _erase_now(student_key: Any) -> int | None:
+    """Return the number of rows erased, or None: look again, there is one more course now."""
+    _require_students([student_key])
+    locked = _lock(*(row.course_id for row in _rows_of_student(student_key)))
+    rows = _rows_of_student(student_key)
+    if {row.course_id for row in rows} - {course.pk for course in locked}:
+        return None
+    courses = {course.pk: course for course in locked}
+    for row in rows:
+        _unguarded().filter(pk=row.pk).delete()
+        _move_counter(courses[row.course_id], -int(row.is_counted))
+    return len(rows)
+
+
+_enroll = in_transaction(_enroll_now, did_nothing=lambda written: written.is_unchanged)
+_write_one = in_transaction(_write_one_now, did_nothing=lambda written: written.is_unchanged)
+_write_many = in_transaction(_write_many_now, did_nothing=lambda result: not result.changed)
+_transfer = in_transaction(_transfer_now, did_nothing=lambda written: written.is_unchanged)
+_erase = in_transaction(_erase_now, did_nothing=lambda erased: erased == 0)
 
 
 def _lock(*course_keys: Any) -> list[Course]:
@@ -327,19 +331,26 @@ def _lock(*course_keys: Any) -> list[Course]:
 
 
 def _rows_of(course: Course, student_keys: Sequence[Any]) -> dict[Any, Enrollment]:
-    # The course's lock keeps other services away. The rows are locked too because only a
-    # locking read sees what they did before, if the caller's transaction is REPEATABLE READ
-    # and has read already.
     return {
         row.student_id: row
         for keys in _chunks(student_keys)
-        for row in _unguarded().filter(course=course, student__in=keys).select_for_update()
+        for row in _current(_unguarded().filter(course=course, student__in=keys))
     }
+
+
+def _rows_of_student(student_key: Any) -> list[Enrollment]:
+    return list(_current(_unguarded().filter(student=student_key)))
+
+
+def _current(rows: QuerySet) -> QuerySet:
+    """Rows as they are now. Their course's lock keeps others away, so they need none."""
+    return rows if reads_are_current() else rows.select_for_update()
 
 
 def _write(course: Course, targets: Mapping[Any, _Target]) -> _Written:
     """Bring the rows of a locked course to their targets, and its counter with them."""
     rows = _rows_of(course, list(targets))
+    _require_students([key for key in targets if key not in rows])
     free = math.inf if course.capacity is None else course.capacity - course.total_enrollments
     delta = 0
     outcomes: dict[Any, _Outcome] = {}
@@ -365,23 +376,35 @@ def _write(course: Course, targets: Mapping[Any, _Target]) -> _Written:
             outcomes[student_key] = _MOVED[move]
             changed[state].append(row.pk)
             row.status, row.enrollment_date, row.withdrawal_date = state
-    _require_students(list(new))
-    _unguarded().bulk_create(new.values(), batch_size=CHUNK)
+    if not _insert(*new.values()):
+        _require_students(list(new))
+        raise IntegrityError(f"Others write rows of course {course.pk} without its lock.")
     for state, keys in changed.items():
         for chunk in _chunks(keys):
             _unguarded().filter(pk__in=chunk).update(**state._asdict())
     _move_counter(course, delta)
-    return _Written(course, rows | new, outcomes)
+    return _Written(rows | new, outcomes)
 
 
-_MOVED = {1: _Outcome.TAKEN_UP, 0: _Outcome.UPDATED, -1: _Outcome.WITHDRAWN}
+def _insert(*rows: Enrollment) -> bool:
+    """Insert rows, and return whether their keys allowed it."""
+    try:
+        if len(rows) == 1:
+            rows[0].save_base(force_insert=True)  # learns its key on every database
+        else:
+            _unguarded().bulk_create(rows, batch_size=CHUNK)
+    except IntegrityError:
+        # MariaDB, MySQL and SQLite undo the one statement that failed, so that this
+        # transaction can go on.
+        transaction.set_rollback(False)
+        return False
+    return True
 
 
 def _move_counter(course: Course, delta: int) -> None:
     """Move the counter of a locked course by what its rows were moved by, after they were."""
-    this = Course.objects.filter(pk=course.pk)
     if course.total_enrollments + delta < 0:
-        this.recount()
+        recount_locked([course.pk])
         logger.error(
             "The stored count of course %s, %d, was too low to fall by %d: it had drifted, and "
             "was recounted. Look for what writes to the tables past the services.",
@@ -390,7 +413,7 @@ def _move_counter(course: Course, delta: int) -> None:
             -delta,
         )
     elif delta:
-        this.update(total_enrollments=F("total_enrollments") + delta)
+        Course.objects.filter(pk=course.pk).update(total_enrollments=F("total_enrollments") + delta)
 
 
 def _require_students(keys: Sequence[Any]) -> None:
@@ -409,9 +432,16 @@ def _require_status(status: str) -> None:
 
 def _key(value: Any, model: type[Model] | None = None) -> Any:
     model = model or get_user_model()
-    if isinstance(value, Model) and not isinstance(value, model):
+    if isinstance(value, model):
+        return value.pk
+    if isinstance(value, (Model, bool, float)):
         raise TypeError(f"Expected a {model.__name__} or its key, not a {type(value).__name__}.")
-    return value.pk if isinstance(value, Model) else model._meta.pk.to_python(value)
+    try:
+        key = model._meta.pk.to_python(value)
+        model._meta.pk.run_validators(key)
+    except ValidationError:
+        raise model.DoesNotExist(f"There is no {model.__name__} with the key {value!r}.") from None
+    return key
 
 
 def _chunks(keys: Sequence[Any]) -> Iterator[Sequence[Any]]:

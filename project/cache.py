@@ -1,17 +1,28 @@
 """A Redis cache that the site can lose at any moment: it fails open."""
 
 import logging
+import math
+import pickle
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from django.core.cache.backends.redis import RedisCache
-from redis.exceptions import RedisError
+from redis.exceptions import DataError, RedisError
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+
+# What reading an entry may raise that was written by another version, or cut off.
+_UNREADABLE = (
+    pickle.PickleError, EOFError, ImportError, AttributeError, LookupError, TypeError, ValueError,
+)  # fmt: skip
+# Answers of a Redis that is well, to a caller that isn't.
+_MISUSES = ("WRONGTYPE", "value is not an integer", "value is not a valid", "wrong number of")
+SAY_AGAIN_AFTER = 60.0  # seconds
 
 
 class _Breaker:
@@ -19,32 +30,36 @@ class _Breaker:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._closed_again_at = 0.0
-        self._failing = False
+        self._left_alone_until = -math.inf
+        self._said_at = -math.inf
+        self._announced = False
 
     @property
     def is_open(self) -> bool:
-        return time.monotonic() < self._closed_again_at
+        return time.monotonic() < self._left_alone_until
 
     def failed(self, error: Exception, *, rest: float) -> None:
         with self._lock:
-            first, self._failing = not self._failing, True
-            self._closed_again_at = time.monotonic() + rest
-        if first:
+            now = time.monotonic()
+            self._left_alone_until = now + rest
+            say = now - self._said_at > SAY_AGAIN_AFTER
+            if say:
+                self._said_at, self._announced = now, True
+        if say:
             logger.warning(
-                "Redis does not answer (%s): going on without the cache, "
+                "Redis can't be used (%s): going on without the cache, "
                 "trying again every %g seconds.",
                 error,
                 rest,
             )
 
     def worked(self) -> None:
-        if not self._failing:
+        if not self._announced:
             return
         with self._lock:
-            last, self._failing = self._failing, False
-        if last:
-            logger.info("Redis answers again.")
+            say, self._announced = self._announced, False
+        if say:
+            logger.info("Redis can be used again.")
 
 
 _breakers: dict[str, _Breaker] = {}
@@ -70,7 +85,11 @@ class FailOpenRedisCache(RedisCache):
             return otherwise
         try:
             answer = operation(*args, **kwargs)
+        except DataError:
+            raise
         except (RedisError, OSError) as error:
+            if str(error).startswith(_MISUSES):
+                raise
             self._breaker.failed(error, rest=self.rest)
             return otherwise
         self._breaker.worked()
@@ -80,7 +99,10 @@ class FailOpenRedisCache(RedisCache):
         return self._try(super().add, *args, otherwise=False, **kwargs)
 
     def get(self, key: str, default: Any = None, version: int | None = None) -> Any:
-        return self._try(super().get, key, default, version, otherwise=default)
+        try:
+            return self._try(super().get, key, default, version, otherwise=default)
+        except _UNREADABLE:
+            return default
 
     def set(self, *args: Any, **kwargs: Any) -> None:
         self._try(super().set, *args, otherwise=None, **kwargs)
@@ -92,7 +114,10 @@ class FailOpenRedisCache(RedisCache):
         return self._try(super().delete, *args, otherwise=False, **kwargs)
 
     def get_many(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return self._try(super().get_many, *args, otherwise={}, **kwargs)
+        try:
+            return self._try(super().get_many, *args, otherwise={}, **kwargs)
+        except _UNREADABLE:
+            return {}
 
     def has_key(self, *args: Any, **kwargs: Any) -> bool:
         return self._try(super().has_key, *args, otherwise=False, **kwargs)

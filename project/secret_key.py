@@ -20,10 +20,10 @@ def local_secret_key(path: Path) -> str:
         if not path.exists():
             _create(path)
         return path.read_text()
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise ImproperlyConfigured(
-            f"SECRET_KEY is not set, and {path} can't be used instead "
-            f"({error.strerror}): set SECRET_KEY in the environment."
+            f"SECRET_KEY is not set, and {path} can't be used instead ({error}): "
+            "set SECRET_KEY in the environment."
         ) from error
 
 

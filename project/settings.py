@@ -23,10 +23,15 @@ from project.secret_key import local_secret_key
 BASE_DIR = Path(__file__).resolve().parent.parent
 env = environ.Env()
 
+
+def _names(variable: str) -> list[str]:
+    return [name.strip() for name in env.list(variable, default=[]) if name.strip()]
+
+
 DEBUG = env.bool("DEBUG", default=False)
 SECRET_KEY = env.str("SECRET_KEY", default="") or local_secret_key(BASE_DIR / ".secret_key")
-ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", default=["localhost", "127.0.0.1", "[::1]"])
-CSRF_TRUSTED_ORIGINS = env.list("CSRF_TRUSTED_ORIGINS", default=[])
+ALLOWED_HOSTS = _names("ALLOWED_HOSTS") or ["localhost", "127.0.0.1", "[::1]"]
+CSRF_TRUSTED_ORIGINS = _names("CSRF_TRUSTED_ORIGINS")
 
 # Database ------------------------------------------------------------------
 
@@ -36,28 +41,28 @@ if not _url.startswith(("mysql://", "sqlite://")):
         "DATABASE_URL must be mysql://user:password@host:3306/name or sqlite:////path/to/file."
     )
 DATABASES = {"default": env.db_url_config(_url)}
-_options = DATABASES["default"].setdefault("OPTIONS", {})
 if _url.startswith("sqlite:"):
     # Without IMMEDIATE, of two transactions that read before they write one fails at
     # once, however long the timeout is.
-    _options |= {
+    _defaults = {
         "transaction_mode": "IMMEDIATE",
         "timeout": 20,  # seconds
         "init_command": "PRAGMA journal_mode=WAL",
     }
 else:
     DATABASES["default"] |= {"CONN_MAX_AGE": 60, "CONN_HEALTH_CHECKS": True}  # seconds
-    _options |= {
+    _defaults = {
         "isolation_level": "read committed",
         "charset": "utf8mb4",
         "connect_timeout": 5,  # seconds
         # Strict, so that nothing is cut off silently. The lock timeout's default of 50
         # seconds outlives most visitors.
         "init_command": "SET sql_mode='STRICT_TRANS_TABLES', innodb_lock_wait_timeout=10",
-    } | _options
+    }
+DATABASES["default"]["OPTIONS"] = _defaults | DATABASES["default"].get("OPTIONS", {})
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
-# Cache: optional at every moment, and never for counts (docs: README) -------
+# Cache: optional at every moment, and never for counts ---------------------
 
 REDIS_URL = env.str("REDIS_URL", default="")
 if REDIS_URL and not REDIS_URL.startswith(("redis://", "rediss://", "unix://")):
@@ -169,5 +174,5 @@ LOGGING = {
         "line": {"format": "{asctime} {levelname} {name}: {message}", "style": "{"},
     },
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
-    "root": {"handlers": ["stderr"], "level": env.str("LOG_LEVEL", default="INFO")},
+    "root": {"handlers": ["stderr"], "level": env.str("LOG_LEVEL", default="").upper() or "INFO"},
 }

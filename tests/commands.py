@@ -31,6 +31,25 @@ def manage(
     )
 
 
+def mariadb(
+    script: str, *options: str, user: tuple[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run MariaDB's client on a script, as `mariadb DATABASE < script` does."""
+    settings = connection.settings_dict
+    name, password = user or (settings["USER"], settings["PASSWORD"])
+    return subprocess.run(
+        [
+            *("mariadb", "--no-defaults", f"--host={settings['HOST']}", f"--user={name}"),
+            *(f"--port={settings['PORT']}", "--batch", *options, settings["NAME"]),
+        ],
+        input=script,
+        capture_output=True,
+        timeout=30,
+        text=True,
+        env=os.environ | {"MYSQL_PWD": password},
+    )
+
+
 def environment() -> dict[str, str]:
     return os.environ | {"DATABASE_URL": database_url(), "SECRET_KEY": "tests only"}
 

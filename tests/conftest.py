@@ -76,7 +76,7 @@ def student(make_students: Callable[[int], list[Any]]) -> Any:
 @pytest.fixture
 def staff_client(client: Client, django_user_model: Any) -> Client:
     """A browser in which a superuser is signed in."""
-    client.force_login(django_user_model.objects.create_superuser("staff", password="secret"))
+    client.force_login(django_user_model.objects.create_superuser("staff"))
     return client
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from django.core.cache import caches
 from django.test import Client
+from redis.exceptions import ResponseError
 
 from courses.models import Course, Subject
 from enrollments.services import enroll, unenroll
@@ -119,13 +120,35 @@ def test_it_is_used_again_when_it_is_back(
     with caplog.at_level("INFO", "project.cache"):
         cache.set("a", 2)
     assert cache.get("a") == 2
-    assert "Redis answers again." in caplog.text
+    assert "Redis can be used again." in caplog.text
 
 
-def test_a_full_redis_loses_writes_and_nothing_else(cache: Any) -> None:
+def test_a_full_redis_loses_writes_and_nothing_else(
+    cache: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     for number in range(200):
         cache.set(f"big-{number}", "x" * 100_000)
+        time.sleep(0.005)  # so that it is tried again now and then
     assert cache.get("big-199") is None
+    assert [record.levelname for record in caplog.records].count("WARNING") == 1
+
+
+def test_what_can_not_be_read_is_not_there(cache: Any, server: Redis) -> None:
+    raw = cache._cache.get_client()
+    raw.set(":1:cut", b"\x80\x05\x95\x10")
+    raw.set(":1:gone", b"cno_such_module\nThing\n.")
+    for key in ("cut", "gone"):
+        assert cache.get(key, "otherwise") == "otherwise"
+        assert cache.get_many([key]) == {}
+    assert cache.set("a", 1) is None
+    assert cache.get("a") == 1
+
+
+def test_a_callers_mistake_is_said_and_costs_nobody_the_cache(cache: Any) -> None:
+    cache.set("text", "x")
+    with pytest.raises(ResponseError, match="not an integer"):
+        cache.incr("text")
+    assert cache.get("text") == "x"
 
 
 @pytest.mark.django_db(transaction=True)

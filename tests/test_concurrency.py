@@ -140,12 +140,14 @@ def correct(times: int) -> list[Any]:
     return [found for _ in range(times) for found in rebuild()]
 
 
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read"])
 def test_looking_and_rebuilding_find_nothing_while_all_services_run(
-    make_course: Make, make_students: Make
+    make_course: Make, make_students: Make, monkeypatch: pytest.MonkeyPatch, isolation: str
 ) -> None:
     courses = [make_course(capacity=capacity).pk for capacity in (None, None, 4)]
     students = [student.pk for student in make_students(8)]
-
+    if connection.vendor == "mysql":
+        monkeypatch.setitem(connection.settings_dict["OPTIONS"], "isolation_level", isolation)
     results = run_in_processes(
         one_of,
         [
@@ -154,6 +156,7 @@ def test_looking_and_rebuilding_find_nothing_while_all_services_run(
             (correct, 30),
         ],
     )
+    connection.close()
     assert results[-2:] == [[], []]
     assert Course.objects.filter(total_enrollments__gt=F("capacity")).count() == 0
 
@@ -217,6 +220,37 @@ def test_transfers_in_opposite_directions_queue_at_the_lower_key(
         # Were the rival waiting at its source, it could hold this one.
         transfer(student=first, source=source, target=target)
     assert rival.finish()[1] is True
+
+
+@pytest.mark.mariadb
+@pytest.mark.parametrize("service", [enroll_many, unenroll_many])
+def test_many_students_of_one_course_hold_no_row_of_another(
+    make_course: Make, make_students: Make, service: Make
+) -> None:
+    held, course = make_course(), make_course()
+    students = make_students(1_500)
+    for each in (held, course):
+        enroll_many(course=each, students=students[:1_000])
+    with transaction.atomic():
+        enroll_many(course=held, students=students)
+        unenroll_many(course=held, students=students[:500])
+        # Would wait until we are done.
+        result = Rival(lambda: service(course=course, students=students)).start_and_finish()
+    assert result.changed == (500 if service is enroll_many else 1_000)
+
+
+@pytest.mark.mariadb
+def test_a_student_is_erased_where_they_were_moved_to_meanwhile(
+    make_course: Make, student: Any
+) -> None:
+    source, target = make_course(), make_course()
+    enroll(student=student, course=source)
+    rival = Rival(lambda: erase_student(student=student))
+    with transaction.atomic():
+        transfer(student=student, source=source, target=target)
+        rival.start_and_wait_for_our_lock()
+    assert rival.finish() == 2
+    assert not Enrollment.objects.exists()
 
 
 @pytest.mark.mariadb

@@ -69,8 +69,11 @@ def test_no_model_form_has_the_counter(stale: Course) -> None:
             update_fields=["total_enrollments"],
             unique_fields=["slug"],
         ),
+        lambda course: Course.objects.bulk_create(
+            [course], None, False, True, ["total_enrollments"], ["slug"]
+        ),
     ],
-    ids=["bulk_update", "bulk_create"],
+    ids=["bulk_update", "bulk_create", "bulk_create by position"],
 )
 def test_naming_the_counter_in_a_bulk_write_is_refused(
     stale: Course, write: Callable[[Course], object]

@@ -80,6 +80,15 @@ def test_they_chain_with_all_that_querysets_do(courses: list[Course]) -> None:
     assert Course.objects.with_true_count().filter(true_count=F("total_enrollments")).count() == 2
 
 
+def test_annotations_of_the_same_name_are_not_trusted(courses: list[Course]) -> None:
+    damage(courses[1], 9)
+    for theirs in (
+        Course.objects.annotate(true_count=F("total_enrollments")),
+        Course.objects.annotate(true_count=Value(0), drift=Value(0)),
+    ):
+        assert theirs.drifted().get().drift == 8
+
+
 def test_they_are_live(courses: list[Course]) -> None:
     queryset = Course.objects.drifted()
     assert list(queryset.all()) == []

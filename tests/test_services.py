@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 from django.contrib.auth import get_user_model
+from django.contrib.auth.models import AnonymousUser
 from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 
 from courses.models import Course
 from enrollments.models import Enrollment
@@ -120,7 +122,9 @@ def test_an_unknown_course_is_said(service: Make, student: Any, course: Course) 
         service(**arguments)
 
 
-@pytest.mark.parametrize("service", [enroll, unenroll, transfer, set_status, enroll_many])
+@pytest.mark.parametrize(
+    "service", [enroll, unenroll, transfer, set_status, enroll_many, unenroll_many]
+)
 def test_an_unknown_student_is_said(
     service: Make, student: Any, course: Course, make_course: Make
 ) -> None:
@@ -129,16 +133,61 @@ def test_an_unknown_student_is_said(
         arguments = {"student": NOBODY, "source": course, "target": make_course()}
     if service is set_status:
         arguments["status"] = "completed"
-    if service is enroll_many:
+    if service in (enroll_many, unenroll_many):
         arguments = {"students": [student, NOBODY], "course": course}
     with pytest.raises(User.DoesNotExist, match=str(NOBODY)):
         service(**arguments)
     assert not Enrollment.objects.exists()
 
 
-def test_an_instance_of_something_else_is_said(student: Any, course: Course) -> None:
-    with pytest.raises(TypeError, match="Expected a Course or its key, not a User"):
-        enroll(student=student, course=student)
+def test_an_unknown_student_is_said_by_a_full_course_too(make_course: Make) -> None:
+    for call in (
+        lambda: enroll(student=NOBODY, course=make_course(capacity=0)),
+        lambda: enroll_many(students=[NOBODY], course=make_course(capacity=0)),
+    ):
+        with pytest.raises(User.DoesNotExist, match=str(NOBODY)):
+            call()
+
+
+@pytest.mark.parametrize("key", [None, "abc", "", 2**63, -1, AnonymousUser(), User(), object()])
+def test_what_can_be_nobodys_key_is_nobodys(course: Course, key: Any) -> None:
+    for call in (
+        lambda: enroll(student=key, course=course),
+        lambda: unenroll(student=key, course=course),
+        lambda: enroll_many(students=[key], course=course),
+        lambda: erase_student(student=key),
+    ):
+        with pytest.raises(User.DoesNotExist):
+            call()
+
+
+@pytest.mark.parametrize("wrong", [Course(), True, 7.5])
+def test_what_is_no_student_is_said(course: Course, wrong: Any) -> None:
+    with pytest.raises(
+        TypeError, match=f"Expected a User or its key, not a {type(wrong).__name__}"
+    ):
+        enroll(student=wrong, course=course)
+
+
+def test_a_clock_that_stands_still_changes_no_answer(
+    student: Any, course: Course, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = timezone.now()
+    monkeypatch.setattr(timezone, "now", lambda: now)
+    assert [enroll(student=student, course=course)[1] for _ in range(2)] == [True, False]
+    assert [unenroll(student=student, course=course) for _ in range(2)] == [True, False]
+
+
+def test_a_row_has_its_key_where_the_database_returns_no_rows(
+    student: Any, make_course: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As MySQL, which has no INSERT … RETURNING."""
+    monkeypatch.setattr(type(connection.features), "can_return_rows_from_bulk_insert", False)
+    source, target = make_course(), make_course()
+    row, _ = enroll(student=student, course=source)
+    assert row == Enrollment.objects.get(course=source)
+    row, _ = transfer(student=student, source=source, target=target)
+    assert row == Enrollment.objects.get(course=target)
 
 
 def test_a_new_enrolment_takes_two_statements_on_mysql(student: Any, course: Course) -> None:

@@ -69,6 +69,18 @@ def test_a_wrong_setting_is_one_line(name: str, value: str, said: str) -> None:
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_what_is_empty_is_not_set_and_spaces_do_no_harm() -> None:
+    empty = dict.fromkeys(["DATABASE_URL", "REDIS_URL", "ALLOWED_HOSTS", "LOG_LEVEL"], "")
+    assert setting("settings.ALLOWED_HOSTS", **empty) == "['localhost', '127.0.0.1', '[::1]']"
+    given = {"ALLOWED_HOSTS": " a.example , b.example ", "LOG_LEVEL": "debug"}
+    assert "['a.example', 'b.example']" in setting("settings.ALLOWED_HOSTS", **given)
+
+
+def test_options_of_the_database_url_win() -> None:
+    url = "sqlite:////tmp/never-made.sqlite3?timeout=5"
+    assert setting("settings.DATABASES['default']['OPTIONS']['timeout']", DATABASE_URL=url) == "5"
+
+
 @pytest.mark.mariadb
 @pytest.mark.django_db
 def test_mariadb_is_strict_and_reads_what_is_committed() -> None:

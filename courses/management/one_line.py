@@ -1,5 +1,7 @@
 """Commands whose errors are one line, on standard error, with exit status 2."""
 
+import os
+import sys
 from typing import Any, NoReturn
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -33,6 +35,10 @@ class OneLineErrorCommand(BaseCommand):
             return super().execute(*args, **options)
         except (OperationalError, InterfaceError, ProgrammingError) as error:
             raise self.bad_input(_explained(error)) from error
+        except BrokenPipeError:
+            # Whoever read our output has enough of it, as `head` has.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(1) from None
 
     @staticmethod
     def bad_input(message: str) -> CommandError:

@@ -75,8 +75,10 @@ class Command(OneLineErrorCommand):
             return Course.objects.all()
         ids = {self._whole_number(value, "--course-id") for value in given}
         known = Course.objects.in_bulk(ids)
-        if unknown := ", ".join(map(str, sorted(ids - known.keys()))):
-            raise self.bad_input(f"There is no course with the id {unknown}.")
+        if unknown := sorted(ids - known.keys()):
+            more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+            listed = ", ".join(map(str, unknown[:5]))
+            raise self.bad_input(f"There is no course with the id {listed}{more}.")
         return Course.objects.filter(pk__in=ids)
 
     def _whole_number(self, value: str | int, option: str) -> int:
