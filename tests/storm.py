@@ -280,18 +280,28 @@ def damage(plan: Plan) -> Report:
 
 @contextmanager
 def _report_with_retries() -> Iterator[Report]:
+    """A report that also counts what the project says in its log."""
     report = Report()
+    with ExitStack() as stack:
+        for name, outcome in (
+            ("courses.transactions", "retries"),
+            ("enrollments.services", "recounted on the spot"),
+        ):
+            stack.enter_context(_counted(logging.getLogger(name), report.outcomes, outcome))
+        yield report
 
-    class Retries(logging.Handler):
+
+@contextmanager
+def _counted(logger: logging.Logger, outcomes: Counter[str], outcome: str) -> Iterator[None]:
+    class Count(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            report.outcomes["retries"] += 1
+            outcomes[outcome] += 1
 
-    logger = logging.getLogger("courses.transactions")
-    handler = Retries()
+    handler = Count()
     logger.addHandler(handler)
     logger.propagate = False
     try:
-        yield report
+        yield
     finally:
         logger.propagate = True
         logger.removeHandler(handler)
