@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -40,6 +41,14 @@ def cache(server: Redis, settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iter
     yield cache
     server.signal(signal.SIGCONT)
     cache.close()
+
+
+@pytest.fixture
+def short_lived(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cachalot's entries live for a second."""
+    from cachalot.settings import cachalot_settings
+
+    monkeypatch.setattr(cachalot_settings, "CACHALOT_TIMEOUT", 1)
 
 
 def refuse(server: Redis) -> None:
@@ -175,3 +184,68 @@ def test_services_and_pages_do_without_redis(
     assert staff_client.get("/admin/courses/course/").status_code == 200
     assert unenroll(student=student, course=course) is True
     assert drifts() == {}
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("fault", [refuse, hang])
+def test_what_redis_missed_is_right_again_within_the_lifetime(
+    cache: Any, server: Redis, short_lived: None, fault: Callable[[Redis], None]
+) -> None:
+    """The invalidation is lost, and a Redis that hung comes back with what was there before."""
+    Subject.objects.create(name="Art", slug="art")
+    assert Subject.objects.get().name == "Art"
+    fault(server)
+    Subject.objects.update(name="Arts")
+    server.signal(signal.SIGCONT)
+    server.start()
+    time.sleep(1.1)
+    assert Subject.objects.get().name == "Arts"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_redis_that_comes_back_with_old_data_is_believed_for_the_lifetime_at_most(
+    cache: Any, server: Redis, short_lived: None, student: Any
+) -> None:
+    subject = Subject.objects.create(name="Art", slug="art")
+    course = Course.objects.create(title="Drawing", slug="drawing", subject=subject)
+    assert Subject.objects.get().name == "Art"
+    client = cache._cache.get_client()
+    old = {key: (client.dump(key), client.pttl(key)) for key in client.scan_iter()}
+    Subject.objects.update(name="Arts")
+    enroll(student=student, course=course)
+    client.flushall()
+    for key, (value, lifetime) in old.items():
+        client.restore(key, lifetime, value)
+    # Counts don't come from there.
+    assert Course.objects.get().total_enrollments == 1
+    assert drifts() == {}
+    time.sleep(1.1)
+    assert Subject.objects.get().name == "Arts"
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("lose", [lambda s, c: c.clear(), lambda s, c: (s.kill(), s.start())])
+def test_a_redis_that_was_emptied_is_filled_again(
+    cache: Any, server: Redis, lose: Callable[[Redis, Any], Any]
+) -> None:
+    Subject.objects.create(name="Art", slug="art")
+    assert Subject.objects.get().name == "Art"
+    lose(server, cache)
+    assert Subject.objects.get().name == "Art"
+    Subject.objects.update(name="Arts")
+    assert Subject.objects.get().name == "Arts"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_full_redis_fails_no_commit(cache: Any, student: Any, short_lived: None) -> None:
+    Subject.objects.create(name="Art", slug="art")
+    course = Course.objects.create(title="Drawing", slug="drawing")
+    assert Subject.objects.get().name == "Art"
+    client = cache._cache.get_client()
+    with suppress(ResponseError):
+        for number in range(1_000):
+            client.set(f"big-{number}", "x" * 100_000)
+    Subject.objects.update(name="Arts")
+    assert enroll(student=student, course=course)[1] is True
+    time.sleep(1.1)
+    assert Subject.objects.get().name == "Arts"
