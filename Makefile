@@ -5,7 +5,7 @@ PORT := 8000
 ARGS :=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test clean python servers venv
+.PHONY: help run test storm clean python servers venv
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/make \1	\2/p' Makefile
@@ -26,6 +26,12 @@ clean_env := env -u DATABASE_URL -u REDIS_URL -u SECRET_KEY -u DEBUG -u ALLOWED_
 test: .venv/.requirements-test  ## all tests: on SQLite, then on a private MariaDB and Redis
 	$(clean_env) .venv/bin/python -m pytest $(ARGS)
 	$(clean_env) .venv/bin/python -m tests.servers .venv/bin/python -m pytest $(ARGS)
+
+# More for the storm: make storm STORM="--seconds 600 --damage", or --kill 20
+STORM := --seconds 180
+
+storm: .venv/.requirements-test  ## all services at once for three minutes, on a private MariaDB
+	$(clean_env) .venv/bin/python -m tests.storm $(STORM)
 
 clean:  ## removes what was installed, keeps the database
 	rm -rf .venv .pytest_cache .ruff_cache
