@@ -27,14 +27,14 @@ test: .venv/.requirements-test  ## all tests: on SQLite, then on a private Maria
 	$(clean_env) .venv/bin/python -m pytest $(ARGS)
 	$(clean_env) .venv/bin/python -m tests.servers .venv/bin/python -m pytest $(ARGS)
 
-# More for the storm: make storm STORM="--seconds 600 --damage", or --kill 20
+# More for the storm: make storm STORM="--seconds 600 --damage", or --kill 20, or --cluster
 STORM := --seconds 180
 
 storm: .venv/.requirements-test  ## all services at once for three minutes, on a private MariaDB
 	$(clean_env) .venv/bin/python -m tests.storm $(STORM)
 
 clean:  ## removes what was installed, keeps the database
-	rm -rf .venv .pytest_cache .ruff_cache
+	rm -rf .venv .cache .hypothesis .pytest_cache .ruff_cache
 
 python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed, $(PYTHON) is %d.%d" % sys.version_info[:2])'

@@ -1,6 +1,6 @@
 """The catalogue in the admin: what is stored, what is true, and the drift between them."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from django.contrib import admin, messages
@@ -20,7 +20,25 @@ from courses.transactions import in_transaction
 MOST_LINES = 20
 
 
-class ProtectedByEnrollments(admin.ModelAdmin):
+class RetriedAdmin(admin.ModelAdmin):
+    """Django's views begin the transaction, so a conflict must be tried again around them."""
+
+    def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        return _retried(super().changeform_view)(request, *args, **kwargs)
+
+    def delete_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        return _retried(super().delete_view)(request, *args, **kwargs)
+
+
+def _retried(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
+    def retried(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        call = in_transaction(view) if request.method == "POST" else view
+        return call(request, *args, **kwargs)
+
+    return retried
+
+
+class ProtectedByEnrollments(RetriedAdmin):
     """Something that can't be deleted while enrolment rows refer to it.
 
     Django's own page would read and list every row, and a course may have a million.
@@ -45,11 +63,8 @@ class ProtectedByEnrollments(admin.ModelAdmin):
         return [], {}, set(), protected
 
     def delete_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        view = super().delete_view
-        if request.method == "POST":
-            view = in_transaction(view)
         try:
-            return view(request, *args, **kwargs)
+            return super().delete_view(request, *args, **kwargs)
         except (ProtectedError, IntegrityError):
             return self._enrolled_meanwhile(request)
 
@@ -81,7 +96,7 @@ class DriftedFilter(admin.SimpleListFilter):
 
 
 @admin.register(Subject)
-class SubjectAdmin(admin.ModelAdmin):
+class SubjectAdmin(RetriedAdmin):
     list_display = ["name", "slug"]
     search_fields = ["name"]
     prepopulated_fields = {"slug": ["name"]}

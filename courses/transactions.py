@@ -30,8 +30,10 @@ _LOST_CONNECTIONS = {
     2013,  # lost connection during query
     2055,  # lost connection at a system call
 }
-ATTEMPTS = 12
-GIVE_UP_AFTER = 30.0  # seconds
+# Many short ones: on a cluster, writers of one course on several nodes conflict often, and a
+# node or server that died is replaced within seconds.
+ATTEMPTS = 60
+GIVE_UP_AFTER = 20.0  # seconds
 
 _READ_COMMITTED = "read committed"
 _made_read_committed: ContextVar[bool] = ContextVar("made_read_committed", default=False)
@@ -88,7 +90,7 @@ def in_transaction(
         unanswered: list[T] = []
         for attempt in tenacity.Retrying(
             retry=tenacity.retry_if_exception(is_transient),
-            wait=tenacity.wait_random_exponential(multiplier=0.02, max=2),
+            wait=tenacity.wait_random_exponential(multiplier=0.02, max=0.5),
             stop=tenacity.stop_after_attempt(ATTEMPTS) | tenacity.stop_after_delay(GIVE_UP_AFTER),
             before_sleep=_prepare_next_attempt,
             reraise=True,

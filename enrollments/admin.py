@@ -13,7 +13,7 @@ from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 
-from courses.admin import ProtectedByEnrollments
+from courses.admin import ProtectedByEnrollments, RetriedAdmin
 from courses.transactions import in_transaction
 from enrollments import services
 from enrollments.models import Enrollment
@@ -41,7 +41,7 @@ class EnrollmentForm(forms.ModelForm):
 
 
 @admin.register(Enrollment)
-class EnrollmentAdmin(admin.ModelAdmin):
+class EnrollmentAdmin(RetriedAdmin):
     form = EnrollmentForm
     list_display = ["student", "status", "course", "enrollment_date", "withdrawal_date"]
     list_filter = ["status"]
@@ -78,11 +78,8 @@ class EnrollmentAdmin(admin.ModelAdmin):
         # Rows are kept: there is a link to withdraw instead.
         context = {"show_delete": False} | (extra_context or {})
         view = super().changeform_view
-        if request.method != "POST":
-            return view(request, object_id, form_url, context)
         try:
-            # Django's view begins the transaction, so a conflict must be retried out here.
-            return in_transaction(view)(request, object_id, form_url, context)
+            return view(request, object_id, form_url, context)
         except (services.CourseFull, AlreadyEnrolled, ObjectDoesNotExist) as refusal:
             request.refusal = refusal
             return view(request, object_id, form_url, context)
@@ -102,10 +99,8 @@ class EnrollmentAdmin(admin.ModelAdmin):
     def delete_view(
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        view = super().delete_view
-        if request.method == "POST":
-            view = in_transaction(view)
-        return view(request, object_id, {"title": "Withdraw"} | (extra_context or {}))
+        context = {"title": "Withdraw"} | (extra_context or {})
+        return super().delete_view(request, object_id, context)
 
     def delete_model(self, request: HttpRequest, obj: Enrollment) -> None:
         self._withdraw(request, [obj])

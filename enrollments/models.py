@@ -18,7 +18,8 @@ class Enrollment(models.Model):
         WITHDRAWN = "withdrawn"
 
     # Neither key needs an index of its own: the constraint's begins with the student,
-    # the index for counting with the course.
+    # the index for counting with the course. On a Galera cluster that index, with the foreign
+    # key, is also what makes any write of a row collide with those of its course.
     student = models.ForeignKey(
         settings.AUTH_USER_MODEL, models.PROTECT, related_name="enrollments", db_index=False
     )

@@ -2,6 +2,7 @@
 
     python -m tests.servers COMMAND [ARG…]   run COMMAND with DATABASE_URL and REDIS_URL set
     python -m tests.servers --install        only make sure that the programs are there
+    python -m tests.cluster COMMAND [ARG…]   the same on three MariaDB nodes: see there
 
 Servers that already run here are neither used nor disturbed, and no configuration file is read.
 """
@@ -19,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -29,6 +30,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 START_SECONDS = 60
 STOP_SECONDS = 30
 COMMAND_SECONDS = 10
+# Programs whose packages would start a service: their files, unpacked for us alone.
+UNPACKED = Path(__file__).resolve().parent.parent / ".cache" / "cluster"
+
+
+Environment = Callable[[], AbstractContextManager[dict[str, str]]]
 
 
 class ServerError(Exception):
@@ -125,44 +131,17 @@ def mariadb(*, options: Sequence[str] = ()) -> Iterator[MariaDB]:
     _require(SERVERS)
     with _folder(name=MariaDB.name) as folder:
         port, password = _free_port(), secrets.token_hex(16)
-        init = folder / "init.sql"
-        init.write_text(
-            "CREATE DATABASE IF NOT EXISTS catalogue;\n"
-            f"CREATE USER IF NOT EXISTS catalogue@'%' IDENTIFIED BY '{password}';\n"
-            "GRANT ALL ON *.* TO catalogue@'%' WITH GRANT OPTION;\n"
-        )
-        common = [f"--datadir={folder / 'data'}", f"--tmpdir={folder}", "--skip-name-resolve"]
-        if os.geteuid() == 0:
-            common.append("--user=root")
-        _set_up(
-            name=MariaDB.name,
-            folder=folder,
-            executable=_which("mariadb-install-db"),
-            command=[
-                "mariadb-install-db",
-                "--no-defaults",
-                *common,
-                # root comes in through the private socket only, with no password to guess.
-                "--auth-root-authentication-method=socket",
-                "--skip-test-db",
-            ],
-        )
+        init = _new_data(folder=folder, password=password)
         server = MariaDB(
             port=port,
-            url=f"mysql://catalogue:{password}@{HOST}:{port}/catalogue",
+            url=_url(port=port, password=password),
             folder=folder,
             executable=_which("mariadbd"),
             command=[
                 "mariadbd",
                 "--no-defaults",
-                *common,
-                f"--bind-address={HOST}",
-                f"--port={port}",
-                # Relative to the data: a full path may be longer than a socket's can be.
-                "--socket=socket",
-                "--pid-file=pid",
+                *_places(folder=folder, port=port),
                 f"--init-file={init}",
-                "--character-set-server=utf8mb4",
                 "--skip-log-bin",
                 "--innodb-buffer-pool-size=256M",
                 # What was committed outlives SIGKILL, though not a power cut.
@@ -172,6 +151,51 @@ def mariadb(*, options: Sequence[str] = ()) -> Iterator[MariaDB]:
         )
         with _serving(server):
             yield server
+
+
+def _new_data(*, folder: Path, password: str) -> Path:
+    """Make the data of a MariaDB; return the script that makes its database and user."""
+    init = folder / "init.sql"
+    init.write_text(
+        "CREATE DATABASE IF NOT EXISTS catalogue;\n"
+        f"CREATE USER IF NOT EXISTS catalogue@'%' IDENTIFIED BY '{password}';\n"
+        "GRANT ALL ON *.* TO catalogue@'%' WITH GRANT OPTION;\n"
+    )
+    _set_up(
+        name=MariaDB.name,
+        folder=folder,
+        executable=_which("mariadb-install-db"),
+        command=[
+            "mariadb-install-db",
+            "--no-defaults",
+            *_data(folder=folder),
+            # root comes in through the private socket only, with no password to guess.
+            "--auth-root-authentication-method=socket",
+            "--skip-test-db",
+        ],
+    )
+    return init
+
+
+def _data(*, folder: Path) -> list[str]:
+    options = [f"--datadir={folder / 'data'}", f"--tmpdir={folder}", "--skip-name-resolve"]
+    return [*options, "--user=root"] if os.geteuid() == 0 else options
+
+
+def _places(*, folder: Path, port: int) -> list[str]:
+    return [
+        *_data(folder=folder),
+        f"--bind-address={HOST}",
+        f"--port={port}",
+        # Relative to the data: a full path may be longer than a socket's can be.
+        "--socket=socket",
+        "--pid-file=pid",
+        "--character-set-server=utf8mb4",
+    ]
+
+
+def _url(*, port: int, password: str) -> str:
+    return f"mysql://catalogue:{password}@{HOST}:{port}/catalogue"
 
 
 @contextmanager
@@ -313,7 +337,8 @@ def _free_port() -> int:
 
 def _which(program: str) -> str | None:
     # The servers live where the PATH of an ordinary user doesn't look.
-    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/libexec"])
+    ours = [str(UNPACKED / "usr" / name) for name in ("bin", "sbin")]
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/libexec", *ours])
     return shutil.which(program, path=path)
 
 
@@ -322,6 +347,13 @@ def _redis_program() -> str | None:
     # and goes by the name it is called with.
     names = ("redis-server", "valkey-server", "redis-check-rdb", "valkey-check-rdb")
     return next(filter(None, map(_which, names)), None)
+
+
+def _galera() -> Path | None:
+    names = ("lib/galera", "lib64/galera-4", "lib64/galera")
+    folders = (Path("/usr", name) for name in names)
+    files = (folder / "libgalera_smm.so" for folder in (*folders, UNPACKED / "usr/lib/galera"))
+    return next((file for file in files if file.exists()), None)
 
 
 def _has_library() -> bool:
@@ -352,6 +384,19 @@ SERVERS = (
         met=lambda: _which("mariadb"),
     ),
     Need(what="Redis", package="redis-tools", met=_redis_program),
+)
+# Of mariadb-server only the scripts are wanted by which one node copies another.
+CLUSTER = (
+    Need(what="Galera", package="galera-4", met=_galera),
+    Need(
+        what="Galera's scripts",
+        package="mariadb-server",
+        met=lambda: _which("wsrep_sst_rsync"),
+    ),
+    Need(what="rsync", package="rsync", met=lambda: _which("rsync")),
+    Need(what="HAProxy", package="haproxy", met=lambda: _which("haproxy")),
+    Need(what="lsof", package="lsof", met=lambda: _which("lsof") or _which("ss")),
+    Need(what="ps", package="procps", met=lambda: _which("ps")),
 )
 # To compile mysqlclient.
 HEADERS = (
@@ -411,6 +456,37 @@ def install(*needs: Need) -> None:
     _require(needs)
 
 
+def unpack(*needs: Need) -> None:
+    """Fetch what is missing into a folder of this project, and install nothing.
+
+    Raises MissingPrograms.
+    """
+    packages = [need.package for need in _missing(needs)]
+    if packages and _which("apt-get") and _which("dpkg-deb"):
+        print(f"tests.servers: unpacking {' '.join(packages)} into {UNPACKED}", file=sys.stderr)
+        with _folder(name="packages") as folder:
+            _download(packages, folder=folder)
+            UNPACKED.mkdir(parents=True, exist_ok=True)
+            (UNPACKED.parent / ".gitignore").write_text("*\n")
+            for package in folder.glob("*.deb"):
+                subprocess.run(["dpkg-deb", "--extract", package, UNPACKED], check=True)
+    _require(needs)
+
+
+def _download(packages: Sequence[str], *, folder: Path) -> None:
+    if apt := _apt_get():
+        subprocess.run([*apt, "update"], capture_output=True, stdin=subprocess.DEVNULL)
+    (folder / "partial").mkdir()
+    here = ["-o", f"Dir::Cache::archives={folder}", "-o", "Debug::NoLocking=1"]
+    whole = ["install", "--download-only", "--yes", "--no-remove", "--no-install-recommends"]
+    for name in packages:
+        # With the libraries that are not installed; scripts need none.
+        how = ["download"] if name == "mariadb-server" else [*here, *whole]
+        subprocess.run(
+            ["apt-get", *how, name], cwd=folder, stdin=subprocess.DEVNULL, capture_output=True
+        )
+
+
 def _apt_get() -> list[str] | None:
     if _which("apt-get") is None:
         return None
@@ -425,10 +501,15 @@ def _apt_get() -> list[str] | None:
     return ["sudo", "-n", *apt]
 
 
-def _run(command: Sequence[str]) -> int:
+@contextmanager
+def _environment() -> Iterator[dict[str, str]]:
+    with mariadb() as database, redis() as cache:
+        yield {"DATABASE_URL": database.url, "REDIS_URL": cache.url}
+
+
+def _run(command: Sequence[str], environment: Environment) -> int:
     ctrl_c = _handled(by=_unwind, instead_of=lambda handler: handler is signal.default_int_handler)
-    with ctrl_c, mariadb() as database, redis() as cache:
-        urls = {"DATABASE_URL": database.url, "REDIS_URL": cache.url}
+    with ctrl_c, environment() as urls:
         child = subprocess.Popen(command, env=os.environ | urls)
         try:
             return child.wait()
@@ -446,25 +527,36 @@ def _run(command: Sequence[str]) -> int:
             raise
 
 
-def main(command: Sequence[str]) -> int:
+def main(
+    command: Sequence[str], *, of: str = "tests.servers", environment: Environment = _environment
+) -> int:
     if not command or command[0] in ("-h", "--help"):
-        print(__doc__.strip())
+        print(sys.modules["__main__"].__doc__.strip())
         return 0 if command else 2
     try:
         if command[0] == "--install":
             install(*SERVERS, *HEADERS)
+            _unpack_if_possible()
             return 0
         if shutil.which(command[0]) is None:
-            print(f"tests.servers: {command[0]}: no such command", file=sys.stderr)
+            print(f"{of}: {command[0]}: no such command", file=sys.stderr)
             return 127
         install(*SERVERS)
-        status = _run(command)
+        status = _run(command, environment)
         return status if status >= 0 else 128 - status
     except ServerError as error:
-        print(f"tests.servers: {error}", file=sys.stderr)
+        print(f"{of}: {error}", file=sys.stderr)
         return 2 if isinstance(error, MissingPrograms) else 1
     except KeyboardInterrupt as stopped:
         return 128 + (signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT)
+
+
+def _unpack_if_possible() -> None:
+    try:
+        unpack(*CLUSTER)
+    except MissingPrograms as error:
+        # One server is enough for all tests but those of the cluster.
+        print(f"tests.servers: no cluster here: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

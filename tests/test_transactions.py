@@ -8,9 +8,10 @@ import pytest
 from django.db import OperationalError, connection, transaction
 from django.db.models import F
 
+from courses import transactions
 from courses.models import Course
 from courses.rebuild import rebuild
-from courses.transactions import ATTEMPTS, in_transaction
+from courses.transactions import in_transaction
 from enrollments.models import Enrollment
 from enrollments.services import (
     BulkResult,
@@ -111,11 +112,20 @@ def test_without_autocommit_the_transaction_is_the_callers(course: Course, stude
     assert drifts() == {}
 
 
-def test_attempts_are_bounded_and_the_last_error_rises() -> None:
+def test_attempts_are_bounded_and_the_last_error_rises(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transactions, "ATTEMPTS", 5)
     attempts = []
     with pytest.raises(OperationalError, match="1213"):
         in_transaction(lambda: attempts.append(1) or _raise(1213, "Deadlock found"))()
-    assert len(attempts) == ATTEMPTS
+    assert len(attempts) == 5
+
+
+def test_time_is_bounded_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transactions, "GIVE_UP_AFTER", 0.3)
+    started = time.monotonic()
+    with pytest.raises(OperationalError, match="1213"):
+        in_transaction(lambda: _raise(1213, "Deadlock found"))()
+    assert time.monotonic() - started < 2
 
 
 def test_other_errors_are_not_tried_again(course: Course) -> None:

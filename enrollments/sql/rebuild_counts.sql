@@ -5,7 +5,8 @@
 --
 -- Needs SELECT and UPDATE on courses_course, SELECT on enrollments_enrollment, and CREATE
 -- TEMPORARY TABLES. It can be run again at any time: what is right is neither locked nor
--- written. On an error the client stops, and the server undoes what was begun.
+-- written. On an error the client stops, and the server undoes what was begun: run it
+-- again. (On a Galera cluster that may be 1213, when others write through another node.)
 
 DROP TEMPORARY TABLE IF EXISTS rebuild_counts_drifted;
 CREATE TEMPORARY TABLE rebuild_counts_drifted (

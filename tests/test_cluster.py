@@ -1,0 +1,132 @@
+"""Three nodes: conflicts between them forced one by one, then a storm in which nodes die."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.core.management import call_command
+from django.db import OperationalError, connection, transaction
+
+from courses.models import Course
+from courses.rebuild import _correct_now, rebuild
+from enrollments.models import Enrollment
+from enrollments.services import CourseFull, enroll, enroll_many, erase_student, unenroll
+from tests.cluster import Cluster, cluster
+from tests.conftest import drifts
+from tests.rivals import Rival
+
+pytestmark = pytest.mark.mariadb
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Cluster]:
+    with cluster() as nodes:
+        yield nodes
+
+
+@pytest.fixture
+def elsewhere(nodes: Cluster, db: None) -> Iterator[Callable[[Callable[[], Any]], Any]]:
+    """The test's own connection is on the first node; what this is given is done on the second."""
+    settings = connection.settings_dict
+    first, second = (urlsplit(url) for url in nodes.node_urls[:2])
+    before = dict(settings)
+    connection.close()
+    settings |= {"PORT": first.port, "PASSWORD": first.password, "NAME": first.path[1:]}
+
+    def do(work: Callable[[], Any]) -> Any:
+        def there() -> Any:
+            connection.settings_dict = settings | {"PORT": second.port}
+            return work()
+
+        return Rival(there).start_and_finish()
+
+    try:
+        call_command("migrate", verbosity=0)
+        yield do
+        assert drifts() == {}
+        for student in get_user_model().objects.filter(enrollments__isnull=False).distinct():
+            erase_student(student=student)
+        Course.objects.all().delete()
+        get_user_model().objects.all().delete()
+    finally:
+        connection.close()
+        settings |= {name: before[name] for name in ("PORT", "PASSWORD", "NAME")}
+
+
+@pytest.fixture
+def students(elsewhere: Any) -> list[Any]:
+    return [get_user_model().objects.create(username=f"s{number}") for number in range(3)]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("service", [enroll, unenroll])
+@pytest.mark.parametrize("damage", [0, 5], ids=["right", "drifted"])
+def test_a_rebuild_that_counted_before_others_wrote_is_undone(
+    elsewhere: Any, students: list[Any], service: Any, damage: int
+) -> None:
+    course = Course.objects.create(title="Hot", slug="hot")
+    enroll_many(course=course, students=students[:2])
+    Course.objects.filter(pk=course.pk).update(total_enrollments=2 + damage)
+    student = students[2] if service is enroll else students[0]
+
+    def correct_meanwhile() -> None:
+        with transaction.atomic():
+            _correct_now([course.pk])
+            elsewhere(lambda: service(student=student, course=course))
+
+    with pytest.raises(OperationalError, match="1213"):
+        correct_meanwhile()
+    list(rebuild())
+    assert drifts() == {}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_last_seat_is_given_once(elsewhere: Any, students: list[Any]) -> None:
+    course = Course.objects.create(title="Hot", slug="hot", capacity=1)
+
+    def both() -> None:
+        with transaction.atomic():
+            enroll(student=students[0], course=course)
+            elsewhere(lambda: enroll(student=students[1], course=course))
+
+    with pytest.raises(OperationalError, match="1213"):
+        both()
+    assert Enrollment.objects.get().student == students[1]
+    with pytest.raises(CourseFull):
+        enroll(student=students[0], course=course)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_student_who_is_enrolled_on_two_nodes_is_enrolled_once(
+    elsewhere: Any, students: list[Any]
+) -> None:
+    course = Course.objects.create(title="Hot", slug="hot")
+
+    def both() -> None:
+        with transaction.atomic():
+            enroll(student=students[0], course=course)
+            elsewhere(lambda: enroll(student=students[0], course=course))
+
+    with pytest.raises(OperationalError, match="1213"):
+        both()
+    assert enroll(student=students[0], course=course)[1] is False
+    assert Enrollment.objects.count() == 1
+
+
+@pytest.mark.timeout(180)
+def test_no_promise_is_broken_when_nodes_die_in_a_storm() -> None:
+    storm = ["tests.storm", "--cluster", "--seconds", "20", "--kill", "8", "--writers", "4"]
+    done = subprocess.run(
+        [sys.executable, "-m", *storm],
+        env=os.environ | {"SECRET_KEY": "tests only"},
+        capture_output=True,
+        text=True,
+        timeout=170,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "retries" in done.stdout
