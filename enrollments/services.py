@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
-from django.db import IntegrityError, connection, transaction
+from django.db import IntegrityError, OperationalError, connection, transaction
 from django.db.models import F, Model, Q, QuerySet
 from django.utils import timezone
 
@@ -309,7 +309,7 @@ def _erase_now(student_key: Any) -> int | None:
         return None
     courses = {course.pk: course for course in locked}
     for row in rows:
-        _unguarded().filter(pk=row.pk).delete()
+        _require_all(_unguarded().filter(pk=row.pk).delete()[0], [row.pk])
         _move_counter(courses[row.course_id], -int(row.is_counted))
     return len(rows)
 
@@ -381,7 +381,7 @@ def _write(course: Course, targets: Mapping[Any, _Target]) -> _Written:
         raise IntegrityError(f"Others write rows of course {course.pk} without its lock.")
     for state, keys in changed.items():
         for chunk in _chunks(keys):
-            _unguarded().filter(pk__in=chunk).update(**state._asdict())
+            _require_all(_unguarded().filter(pk__in=chunk).update(**state._asdict()), chunk)
     _move_counter(course, delta)
     return _Written(rows | new, outcomes)
 
@@ -399,6 +399,13 @@ def _insert(*rows: Enrollment) -> bool:
         transaction.set_rollback(False)
         return False
     return True
+
+
+def _require_all(matched: int, keys: Sequence[Any]) -> None:
+    # On a Galera cluster the lock on the course is not seen by other nodes. What they do to
+    # the course itself collides with us, but a withdrawn row that they erase is simply gone.
+    if matched != len(keys):
+        raise OperationalError(1020, "Rows were erased elsewhere since they were read")
 
 
 def _move_counter(course: Course, delta: int) -> None:

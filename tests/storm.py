@@ -236,10 +236,11 @@ def correct(plan: Plan) -> Report:
     from courses.rebuild import rebuild
 
     def once() -> None:
-        corrected = {found.course_id for found in rebuild()}
+        found = list(rebuild())
         report.outcomes["rebuilds"] += 1
-        report.outcomes["corrected"] += len(corrected)
-        report.expect(corrected <= set(plan.damaged), f"right courses {corrected} corrected")
+        report.outcomes["corrected"] += len(found)
+        right = [each for each in found if each.course_id not in plan.damaged]
+        report.expect(not right, f"right courses corrected: {right}")
 
     with _report_with_retries() as report:
         plan.now_and_then(once, report, pause=0.1)
@@ -264,7 +265,7 @@ def correct_by_script(plan: Plan) -> Report:
         corrected = {int(line[0]) for line in lines if len(line) == len(header) and line != header}
         report.outcomes["scripts"] += 1
         report.outcomes["corrected by script"] += len(corrected)
-        report.expect(corrected <= set(plan.damaged), f"right courses {corrected} corrected")
+        report.expect(corrected <= set(plan.damaged), f"right courses corrected: {done.stdout}")
 
     report = Report()
     plan.now_and_then(once, report, pause=0.3)

@@ -15,7 +15,14 @@ from django.db import OperationalError, connection, transaction
 from courses.models import Course
 from courses.rebuild import _correct_now, rebuild
 from enrollments.models import Enrollment
-from enrollments.services import CourseFull, enroll, enroll_many, erase_student, unenroll
+from enrollments.services import (
+    BulkResult,
+    CourseFull,
+    enroll,
+    enroll_many,
+    erase_student,
+    unenroll,
+)
 from tests.cluster import Cluster, cluster
 from tests.conftest import drifts
 from tests.rivals import Rival
@@ -116,6 +123,39 @@ def test_a_student_who_is_enrolled_on_two_nodes_is_enrolled_once(
         both()
     assert enroll(student=students[0], course=course)[1] is False
     assert Enrollment.objects.count() == 1
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    ("call", "answer"),
+    [
+        (lambda s, c: enroll(student=s, course=c)[1], True),
+        (lambda s, c: enroll_many(course=c, students=[s]), BulkResult(created=1)),
+        (lambda s, c: erase_student(student=s), 0),
+    ],
+    ids=["enroll", "enroll_many", "erase_student"],
+)
+def test_a_row_that_is_erased_on_another_node_is_not_counted(
+    elsewhere: Any, nodes: Cluster, students: list[Any], call: Any, answer: Any
+) -> None:
+    """Erasing a withdrawn row moves no counter, so it doesn't collide with us by the course."""
+    course = Course.objects.create(title="Hot", slug="hot")
+    student = students[0]
+    enroll(student=student, course=course)
+    unenroll(student=student, course=course)
+    erased = []
+
+    def erase_first(execute: Any, sql: str, *arguments: Any) -> Any:
+        if not erased and sql.startswith(("UPDATE `enrollments_", "DELETE FROM `enrollments_")):
+            erased.append(elsewhere(lambda: erase_student(student=student)))
+            while nodes.nodes[0].query("SELECT COUNT(*) FROM enrollments_enrollment") != "0\n":
+                pass
+        return execute(sql, *arguments)
+
+    with connection.execute_wrapper(erase_first):
+        assert call(student, course) == answer
+    assert erased == [1]
+    assert drifts() == {}
 
 
 @pytest.mark.timeout(180)
