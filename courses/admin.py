@@ -1,11 +1,12 @@
 """The catalogue in the admin: what is stored, what is true, and the drift between them."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from django.contrib import admin, messages
 from django.contrib.admin.actions import delete_selected
-from django.db import IntegrityError
+from django.db import IntegrityError, OperationalError
 from django.db.models import Count, Model, ProtectedError, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
@@ -14,28 +15,49 @@ from django.utils.html import format_html
 from courses.models import Course, Subject
 from courses.querysets import CourseQuerySet
 from courses.rebuild import rebuild
-from courses.transactions import in_transaction
+from courses.transactions import in_transaction, is_transient
 
 # One line for each of them, up to here; the rest is summed up.
 MOST_LINES = 20
 
 
-class RetriedAdmin(admin.ModelAdmin):
-    """Django's views begin the transaction, so a conflict must be tried again around them."""
+def retried(view: Callable[..., HttpResponse | None]) -> Callable[..., HttpResponse | None]:
+    """Have POSTs of a view try again after conflicts.
 
+    Django's views begin the transaction, so it must be done around them. They are not
+    idempotent: where the answer to COMMIT is lost, only the person can look what was done.
+    """
+
+    def attempt(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse | None:
+        # What an attempt before this one said did not come true.
+        messages.get_messages(request)._queued_messages.clear()
+        return view(request, *args, **kwargs)
+
+    def posted(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse | None:
+        if request.method != "POST":
+            return view(request, *args, **kwargs)
+        try:
+            return in_transaction(attempt, idempotent=False)(request, *args, **kwargs)
+        except OperationalError as error:
+            if not is_transient(error):
+                raise
+            messages.get_messages(request)._queued_messages.clear()
+            messages.error(
+                request,
+                "The database was too busy, or the connection to it was lost: look whether "
+                "your change is there before you send it again.",
+            )
+            return HttpResponseRedirect(request.get_full_path())
+
+    return posted
+
+
+class RetriedAdmin(admin.ModelAdmin):
     def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        return _retried(super().changeform_view)(request, *args, **kwargs)
+        return retried(super().changeform_view)(request, *args, **kwargs)
 
     def delete_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        return _retried(super().delete_view)(request, *args, **kwargs)
-
-
-def _retried(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
-    def retried(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        call = in_transaction(view) if request.method == "POST" else view
-        return call(request, *args, **kwargs)
-
-    return retried
+        return retried(super().delete_view)(request, *args, **kwargs)
 
 
 class ProtectedByEnrollments(RetriedAdmin):
@@ -73,7 +95,7 @@ class ProtectedByEnrollments(RetriedAdmin):
         self, request: HttpRequest, queryset: CourseQuerySet
     ) -> TemplateResponse | HttpResponse | None:
         try:
-            return in_transaction(delete_selected)(self, request, queryset)
+            return retried(partial(delete_selected, self))(request, queryset)
         except (ProtectedError, IntegrityError):
             return self._enrolled_meanwhile(request)
 

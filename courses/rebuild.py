@@ -93,7 +93,7 @@ def _correct_now(course_keys: Sequence[int]) -> list[Drift]:
     return [course for course in found if course.drift]
 
 
-_correct = in_transaction(_correct_now, did_nothing=lambda found: not found)
+_correct = in_transaction(_correct_now, is_own_doing=lambda earlier, now: not now)
 
 
 def recount_locked(course_keys: Sequence[int]) -> None:

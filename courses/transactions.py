@@ -2,9 +2,8 @@
 
 import logging
 from collections.abc import Callable
-from contextvars import ContextVar
 from functools import partial, wraps
-from typing import ParamSpec, TypeVar
+from typing import Generic, ParamSpec, TypeVar
 
 import tenacity
 from django.db import DatabaseError, InterfaceError, OperationalError, connection, transaction
@@ -36,7 +35,6 @@ ATTEMPTS = 60
 GIVE_UP_AFTER = 20.0  # seconds
 
 _READ_COMMITTED = "read committed"
-_made_read_committed: ContextVar[bool] = ContextVar("made_read_committed", default=False)
 
 
 def is_transient(error: BaseException) -> bool:
@@ -64,59 +62,95 @@ def reads_are_current() -> bool:
     return (
         connection.vendor != "mysql"
         or connection.isolation_level == _READ_COMMITTED
-        or _made_read_committed.get()
+        or getattr(connection, "made_read_committed", False)
     )
 
 
 def in_transaction(
-    function: Callable[P, T], *, did_nothing: Callable[[T], bool] | None = None
+    function: Callable[P, T],
+    *,
+    is_own_doing: Callable[[T, T], bool] | None = None,
+    idempotent: bool = True,
 ) -> Callable[P, T]:
     """Run `function` in one transaction on the default database, whole or not at all.
 
     Conflicts and lost connections are tried again, up to ATTEMPTS times within GIVE_UP_AFTER
     seconds; then the last error rises. Only the outermost transaction can be tried again:
     inside a caller's `atomic()` such an error rises at once, to be tried again by whoever
-    began the transaction.
+    began the transaction. What rises after COMMIT, from `on_commit()`, is never tried again.
 
-    The answer to COMMIT may be lost with the connection, so `function` must be idempotent.
-    If it `did_nothing` then, because it was all done, the earlier result is returned.
+    The answer to COMMIT may be lost with the connection, and nobody knows then whether it was
+    done. A `function` that is not `idempotent` is not tried again after that. For another,
+    `is_own_doing(earlier, now)` says whether what it found now is what the unanswered attempt
+    did; then the earlier result is returned.
     """
 
     @wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        _forget_dead_connection()
         if _is_somebody_elses():
             with transaction.atomic():
                 return function(*args, **kwargs)
-        unanswered: list[T] = []
+        call = _Call(partial(function, *args, **kwargs))
         for attempt in tenacity.Retrying(
-            retry=tenacity.retry_if_exception(is_transient),
+            retry=tenacity.retry_if_exception(
+                lambda error: (
+                    is_transient(error)
+                    and not call.committed
+                    and (idempotent or not call.unanswered)
+                )
+            ),
             wait=tenacity.wait_random_exponential(multiplier=0.02, max=0.5),
             stop=tenacity.stop_after_attempt(ATTEMPTS) | tenacity.stop_after_delay(GIVE_UP_AFTER),
             before_sleep=_prepare_next_attempt,
             reraise=True,
         ):
             with attempt:
-                result = _attempt(partial(function, *args, **kwargs), unanswered)
-        if did_nothing and unanswered and did_nothing(result):
-            return unanswered[-1]
+                result = call.attempt()
+        if is_own_doing and call.unanswered and is_own_doing(call.unanswered[-1], result):
+            return call.unanswered[-1]
         return result
 
     return wrapper
 
 
-def _attempt(function: Callable[[], T], unanswered: list[T]) -> T:
-    token = _made_read_committed.set(_make_read_committed())
-    returned: list[T] = []
-    try:
-        with transaction.atomic():
-            returned.append(function())
-    except Exception as error:
-        if _is_lost_connection(error):
-            unanswered += returned
-        raise
-    finally:
-        _made_read_committed.reset(token)
-    return returned[0]
+class _Call(Generic[T]):
+    """What became of the attempts at one call."""
+
+    def __init__(self, function: Callable[[], T]) -> None:
+        self._function = function
+        self.committed = False
+        self.unanswered: list[T] = []  # what attempts returned whose COMMIT got no answer
+
+    def attempt(self) -> T:
+        connection.made_read_committed = _make_read_committed()
+        returned: list[T] = []
+        try:
+            with transaction.atomic():
+                transaction.on_commit(self._end)
+                returned.append(self._function())
+        except Exception as error:
+            if _is_lost_connection(error) and not self.committed:
+                self.unanswered += returned
+            raise
+        finally:
+            connection.made_read_committed = False
+        return returned[0]
+
+    def _end(self) -> None:
+        # The first of the hooks: those of others may begin transactions of their own.
+        self.committed = True
+        connection.made_read_committed = False
+
+
+def _forget_dead_connection() -> None:
+    if (
+        connection.errors_occurred
+        and connection.connection is not None
+        and not connection.in_atomic_block
+        and not connection.is_usable()
+    ):
+        connection.close()
 
 
 def _make_read_committed() -> bool:

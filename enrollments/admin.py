@@ -13,8 +13,7 @@ from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 
-from courses.admin import ProtectedByEnrollments, RetriedAdmin
-from courses.transactions import in_transaction
+from courses.admin import ProtectedByEnrollments, RetriedAdmin, retried
 from enrollments import services
 from enrollments.models import Enrollment
 
@@ -124,8 +123,7 @@ class EnrollmentAdmin(RetriedAdmin):
             )
             return None
         if "post" in request.POST or not rows:
-            in_transaction(self._withdraw)(request, rows)
-            return None
+            return retried(self._withdraw)(request, rows)
         context = self.admin_site.each_context(request) | {
             "title": "Withdraw selected enrolments",
             "opts": self.opts,

@@ -156,8 +156,7 @@ class _Written:
     without_seat: list[BadLine]
 
 
-@in_transaction
-def _register(lines: list[Line], dry_run: bool) -> _Written:
+def _register_now(lines: list[Line], dry_run: bool) -> _Written:
     """Register the lines of one course."""
     any_line = lines[0]
     course, course_made = Course.objects.get_or_create(
@@ -191,6 +190,9 @@ def _register(lines: list[Line], dry_run: bool) -> _Written:
     if dry_run:
         transaction.set_rollback(True)
     return _Written(result, course_made, made_students, without_seat)
+
+
+_register = in_transaction(_register_now, is_own_doing=lambda earlier, now: not now.result.changed)
 
 
 def _subject(name: str) -> Subject:

@@ -314,11 +314,21 @@ def _erase_now(student_key: Any) -> int | None:
     return len(rows)
 
 
-_enroll = in_transaction(_enroll_now, did_nothing=lambda written: written.is_unchanged)
-_write_one = in_transaction(_write_one_now, did_nothing=lambda written: written.is_unchanged)
-_write_many = in_transaction(_write_many_now, did_nothing=lambda result: not result.changed)
-_transfer = in_transaction(_transfer_now, did_nothing=lambda written: written.is_unchanged)
-_erase = in_transaction(_erase_now, did_nothing=lambda erased: erased == 0)
+def _found_as_left(earlier: _WrittenOne, now: _WrittenOne) -> bool:
+    # The dates tell our writing from that of others, for each call has its own moment.
+    return (
+        now.outcome is _Outcome.UNCHANGED
+        and earlier.row is not None
+        and earlier.row == now.row
+        and _state(earlier.row) == _state(now.row)
+    )
+
+
+_enroll = in_transaction(_enroll_now, is_own_doing=_found_as_left)
+_write_one = in_transaction(_write_one_now, is_own_doing=_found_as_left)
+_write_many = in_transaction(_write_many_now, is_own_doing=lambda earlier, now: not now.changed)
+_transfer = in_transaction(_transfer_now, is_own_doing=_found_as_left)
+_erase = in_transaction(_erase_now, is_own_doing=lambda earlier, now: now == 0)
 
 
 def _lock(*course_keys: Any) -> list[Course]:
@@ -355,7 +365,7 @@ def _write(course: Course, targets: Mapping[Any, _Target]) -> _Written:
     delta = 0
     outcomes: dict[Any, _Outcome] = {}
     new: dict[Any, Enrollment] = {}
-    changed: defaultdict[_State, list[Any]] = defaultdict(list)
+    changes: defaultdict[tuple[tuple[str, Any], ...], list[Any]] = defaultdict(list)
     for student_key, target in targets.items():
         row = rows.get(student_key)
         state = target(row)
@@ -374,14 +384,15 @@ def _write(course: Course, targets: Mapping[Any, _Target]) -> _Written:
             )
         else:
             outcomes[student_key] = _MOVED[move]
-            changed[state].append(row.pk)
+            change = {k: v for k, v in state._asdict().items() if getattr(row, k) != v}
+            changes[tuple(change.items())].append(row.pk)
             row.status, row.enrollment_date, row.withdrawal_date = state
     if not _insert(*new.values()):
         _require_students(list(new))
         raise IntegrityError(f"Others write rows of course {course.pk} without its lock.")
-    for state, keys in changed.items():
+    for change, keys in changes.items():
         for chunk in _chunks(keys):
-            _require_all(_unguarded().filter(pk__in=chunk).update(**state._asdict()), chunk)
+            _require_all(_unguarded().filter(pk__in=chunk).update(**dict(change)), chunk)
     _move_counter(course, delta)
     return _Written(rows | new, outcomes)
 
@@ -394,6 +405,8 @@ def _insert(*rows: Enrollment) -> bool:
         else:
             _unguarded().bulk_create(rows, batch_size=CHUNK)
     except IntegrityError:
+        if len(rows) == 1 and not rows[0]._state.adding:
+            raise  # it is in: this comes from somebody's signal receiver
         # MariaDB, MySQL and SQLite undo the one statement that failed, so that this
         # transaction can go on.
         transaction.set_rollback(False)

@@ -50,7 +50,8 @@ if _url.startswith("sqlite:"):
         "init_command": "PRAGMA journal_mode=WAL",
     }
 else:
-    DATABASES["default"] |= {"CONN_MAX_AGE": 60, "CONN_HEALTH_CHECKS": True}  # seconds
+    DATABASES["default"].setdefault("CONN_MAX_AGE", 60)  # seconds
+    DATABASES["default"].setdefault("CONN_HEALTH_CHECKS", True)
     _defaults = {
         "isolation_level": "read committed",
         "charset": "utf8mb4",
@@ -156,7 +157,7 @@ WHITENOISE_USE_FINDERS = True
 
 # Safety on the way to the visitor --------------------------------------------
 
-HTTPS = env.bool("HTTPS", default=not DEBUG)
+HTTPS = env.bool("HTTPS") if env.str("HTTPS", default="") else not DEBUG
 if HTTPS:
     SECURE_SSL_REDIRECT = True
     SECURE_HSTS_SECONDS = 365 * 24 * 3600

@@ -1,6 +1,6 @@
 """What all tests share: databases that other processes can open, and small factories."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
 
@@ -11,6 +11,7 @@ from django.db import connection
 from django.test import Client
 
 from courses.models import Course
+from tests.proxy import Wire, wire_to
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -78,6 +79,19 @@ def staff_client(client: Client, django_user_model: Any) -> Client:
     """A browser in which a superuser is signed in."""
     client.force_login(django_user_model.objects.create_superuser("staff"))
     return client
+
+
+@pytest.fixture
+def wire() -> Iterator[Wire]:
+    """The test's own connection to the database, through something that can cut it."""
+    settings = connection.settings_dict
+    before = settings["HOST"], settings["PORT"]
+    connection.close()
+    with wire_to(before[0], int(before[1])) as wire:
+        settings["HOST"], settings["PORT"] = "127.0.0.1", wire.port
+        yield wire
+        connection.close()
+        settings["HOST"], settings["PORT"] = before
 
 
 def drifts() -> dict[str, int]:

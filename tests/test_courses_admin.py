@@ -456,3 +456,36 @@ def test_staff_without_permissions_see_nothing(client: Client, three: list[Cours
     assert client.get(LIST).status_code == 403
     select(client, "rebuild_counts", three, index=0)
     assert drifts() == {"A": 2, "C": -1}
+
+
+@pytest.mark.mariadb
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("done", [False, True], ids=["before COMMIT", "after COMMIT"])
+def test_a_lost_answer_to_commit_is_left_to_the_person(
+    staff_client: Client, wire: Any, done: bool
+) -> None:
+    connection.ensure_connection()  # which says READ COMMITTED
+    wire.cut_once(b"COMMIT", after_the_server_did_it=done)
+    answer = staff_client.post(
+        "/admin/courses/course/add/", {"title": "New", "slug": "new"}, follow=True
+    )
+    assert wire.cuts == 1
+    (said,) = [str(message) for message in answer.context["messages"]]
+    assert "look whether your change is there" in said
+    assert Course.objects.count() == done
+
+
+@pytest.mark.mariadb
+@pytest.mark.django_db(transaction=True)
+def test_a_form_that_is_saved_at_the_second_attempt_says_so_once(
+    staff_client: Client, wire: Any
+) -> None:
+    connection.ensure_connection()
+    wire.cut_once(b"INSERT INTO `courses_course`", after_the_server_did_it=True)
+    answer = staff_client.post(
+        "/admin/courses/course/add/", {"title": "New", "slug": "new"}, follow=True
+    )
+    assert wire.cuts == 1
+    (said,) = [str(message) for message in answer.context["messages"]]
+    assert "added successfully" in said
+    assert Course.objects.count() == LogEntry.objects.count() == 1

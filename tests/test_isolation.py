@@ -7,6 +7,7 @@ import pytest
 from django.db import connection, transaction
 
 from courses.models import Course
+from courses.transactions import in_transaction
 from enrollments.models import Enrollment
 from enrollments.services import (
     BulkResult,
@@ -153,3 +154,22 @@ def test_the_counter_goes_back_with_the_rows(course: Course, make_students: Make
     with pytest.raises(Undo):
         after_reading(lambda: enroll(student=first, course=course), fails_afterwards)
     assert Enrollment.objects.get().student == first
+
+
+def test_a_hook_after_the_commit_reads_as_its_own_transaction_does(
+    course: Course, make_students: Make
+) -> None:
+    students = make_students(2)
+    enroll_many(course=course, students=students)
+    answers = []
+
+    def hook() -> None:
+        answers.append(
+            after_reading(
+                lambda: unenroll(student=students[0], course=course),
+                lambda: unenroll(student=students[0], course=course),
+            )
+        )
+
+    in_transaction(lambda: transaction.on_commit(hook))()
+    assert answers == [False]

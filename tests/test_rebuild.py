@@ -56,6 +56,18 @@ def test_drift_is_corrected_and_told(courses: list[Course], batch_size: int) -> 
     assert list(rebuild(batch_size=batch_size)) == []
 
 
+def test_only_so_many_courses_are_locked_at_once(
+    courses: list[Course], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Course.objects.update(total_enrollments=9)
+    monkeypatch.setattr("courses.rebuild.MOST_LOCKED", 2)
+    with CaptureQueriesContext(connection) as queries:
+        assert len(list(rebuild())) == 5
+    written = [query["sql"] for query in queries if query["sql"].startswith("UPDATE")]
+    assert len(written) == 3
+    assert drifts() == {}
+
+
 def test_only_the_given_courses_are_corrected(courses: list[Course]) -> None:
     given = Course.objects.filter(pk__in=[courses[0].pk, courses[1].pk])
     assert [found.course_id for found in rebuild(courses=given)] == [courses[1].pk]

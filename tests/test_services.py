@@ -394,6 +394,17 @@ def test_more_students_than_fit_in_one_statement(course: Course, make_students: 
     assert stored(course) == 4_500
 
 
+def test_dates_of_their_own_cost_no_statements_of_their_own(
+    course: Course, make_students: Make
+) -> None:
+    students = make_students(20)
+    for student in students:
+        enroll(student=student, course=course)
+    with CaptureQueriesContext(connection) as queries:
+        assert unenroll_many(course=course, students=students).withdrawn == 20
+    assert len(queries) < 10
+
+
 def test_register_many_makes_rows_as_given(course: Course, make_students: Make) -> None:
     first, second, third = make_students(3)
     day = datetime(2014, 10, 1, tzinfo=UTC)

@@ -73,6 +73,8 @@ def test_what_is_empty_is_not_set_and_spaces_do_no_harm() -> None:
     empty = dict.fromkeys(["DATABASE_URL", "REDIS_URL", "ALLOWED_HOSTS", "LOG_LEVEL"], "")
     assert setting("settings.ALLOWED_HOSTS", **empty) == "['localhost', '127.0.0.1', '[::1]']"
     given = {"ALLOWED_HOSTS": " a.example , b.example ", "LOG_LEVEL": "debug"}
+    assert setting("settings.HTTPS", HTTPS="") == "True"
+    assert setting("settings.HTTPS", HTTPS="0") == "False"
     assert "['a.example', 'b.example']" in setting("settings.ALLOWED_HOSTS", **given)
 
 

@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
-from django.db import OperationalError, connection, transaction
+from django.db import IntegrityError, OperationalError, connection, transaction
 from django.db.models import F
+from django.db.models.signals import post_save
 
 from courses import transactions
 from courses.models import Course
@@ -24,7 +26,7 @@ from enrollments.services import (
     unenroll_many,
 )
 from tests.conftest import drifts
-from tests.proxy import Wire, wire_to
+from tests.proxy import Wire
 from tests.rivals import Rival, deadlocks
 
 Make = Callable[..., Any]
@@ -187,19 +189,6 @@ def test_a_connection_that_is_killed_in_mid_transaction_is_made_anew(
     assert drifts() == {}
 
 
-@pytest.fixture
-def wire() -> Iterator[Wire]:
-    """The test's own connection to the database, through something that can cut it."""
-    settings = connection.settings_dict
-    before = settings["HOST"], settings["PORT"]
-    connection.close()
-    with wire_to(before[0], int(before[1])) as wire:
-        settings["HOST"], settings["PORT"] = "127.0.0.1", wire.port
-        yield wire
-        connection.close()
-        settings["HOST"], settings["PORT"] = before
-
-
 @pytest.mark.mariadb
 @pytest.mark.parametrize("done", [False, True], ids=["before COMMIT", "after COMMIT"])
 @pytest.mark.parametrize(
@@ -297,4 +286,85 @@ def test_the_other_services_answer_again_after_a_conflict(
         time.sleep(0.2)
         assert call() is True
         rival.finish()
+    assert drifts() == {}
+
+
+@pytest.mark.mariadb
+@pytest.mark.parametrize(
+    ("enrolled", "call", "answers"),
+    [
+        (False, lambda s, c: enroll(student=s, course=c)[1], [False, True]),
+        (True, lambda s, c: unenroll(student=s, course=c), [False, True]),
+    ],
+    ids=["enroll", "unenroll"],
+)
+def test_what_somebody_else_did_meanwhile_is_theirs(
+    course: Course,
+    student: Any,
+    wire: Wire,
+    monkeypatch: pytest.MonkeyPatch,
+    enrolled: bool,
+    call: Make,
+    answers: list[bool],
+) -> None:
+    if enrolled:
+        enroll(student=student, course=course)
+    theirs = []
+    prepare = transactions._prepare_next_attempt
+
+    def somebody_else_first(state: Any) -> None:
+        if not theirs:
+            theirs.append(None)
+            theirs[0] = Rival(lambda: call(student, course)).start_and_finish()
+        prepare(state)
+
+    monkeypatch.setattr(transactions, "_prepare_next_attempt", somebody_else_first)
+    wire.cut_once(b"COMMIT", after_the_server_did_it=False)
+    assert [call(student, course), *theirs] == answers
+    assert drifts() == {}
+
+
+@pytest.mark.mariadb
+def test_a_connection_that_died_outside_of_us_is_made_anew(
+    course: Course, student: Any, wire: Wire
+) -> None:
+    def somebody_elses() -> None:
+        with transaction.atomic():
+            Course.objects.filter(pk=course.pk).update(title="New")
+            wire.cut_once(b"autocommit", after_the_server_did_it=False)
+
+    with suppress(OperationalError):
+        somebody_elses()
+    assert wire.cuts == 1
+    assert enroll(student=student, course=course)[1] is True
+    assert drifts() == {}
+
+
+def test_what_fails_after_the_commit_is_not_done_again(course: Course, student: Any) -> None:
+    sent = []
+
+    @in_transaction
+    def enrol_and_tell() -> bool:
+        transaction.on_commit(lambda: sent.append("mail"))
+        transaction.on_commit(lambda: _raise(1213, "Deadlock found"))
+        return enroll(student=student, course=course)[1]
+
+    with pytest.raises(OperationalError, match="1213"):
+        enrol_and_tell()
+    assert sent == ["mail"]
+    assert Enrollment.objects.count() == 1
+    assert drifts() == {}
+
+
+def test_an_error_of_a_signal_receiver_is_no_duplicate(course: Course, student: Any) -> None:
+    def receive(**kwargs: Any) -> None:
+        raise IntegrityError(1062, "Duplicate entry of the receiver")
+
+    post_save.connect(receive, sender=Enrollment)
+    try:
+        with pytest.raises(IntegrityError, match="of the receiver"):
+            enroll(student=student, course=course)
+    finally:
+        post_save.disconnect(receive, sender=Enrollment)
+    assert not Enrollment.objects.exists()
     assert drifts() == {}

@@ -36,7 +36,7 @@ class Command(OneLineErrorCommand):
             "--batch-size",
             default=BATCH_SIZE,
             metavar="N",
-            help="courses looked at, or locked and corrected, at a time (default: %(default)s)",
+            help="courses looked at in one query (default: %(default)s)",
         )
         parser.add_argument(
             "--json",
