@@ -319,7 +319,6 @@ def _found_as_left(earlier: _WrittenOne, now: _WrittenOne) -> bool:
     return (
         now.outcome is _Outcome.UNCHANGED
         and earlier.row is not None
-        and earlier.row == now.row
         and _state(earlier.row) == _state(now.row)
     )
 

@@ -8,9 +8,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from django.contrib.admin.models import LogEntry
 from django.contrib.auth import get_user_model
 from django.core.management import call_command
 from django.db import OperationalError, connection, transaction
+from django.test import Client
 
 from courses.models import Course
 from courses.rebuild import _correct_now, rebuild
@@ -156,6 +158,35 @@ def test_a_row_that_is_erased_on_another_node_is_not_counted(
         assert call(student, course) == answer
     assert erased == [1]
     assert drifts() == {}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_form_that_collides_at_commit_is_saved_and_said_once(
+    elsewhere: Any, students: list[Any], client: Client
+) -> None:
+    course = Course.objects.create(title="Hot", slug="hot")
+    client.force_login(get_user_model().objects.create_superuser("staff"))
+    commit, enrolled = connection._commit, []
+
+    def commit_after_others() -> None:
+        if not enrolled:
+            enrolled.append(elsewhere(lambda: enroll(student=students[0], course=course)))
+        commit()
+
+    connection._commit = commit_after_others
+    try:
+        answer = client.post(
+            f"/admin/courses/course/{course.pk}/change/",
+            {"title": "New", "slug": "hot"},
+            follow=True,
+        )
+    finally:
+        connection._commit = commit
+    assert enrolled
+    assert len(list(answer.context["messages"])) == LogEntry.objects.count() == 1
+    course.refresh_from_db()
+    assert (course.title, course.total_enrollments) == ("New", 1)
+    LogEntry.objects.all().delete()
 
 
 @pytest.mark.timeout(180)
