@@ -15,7 +15,6 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-
 # What reading an entry may raise that was written by another version, or cut off.
 _UNREADABLE = (
     pickle.PickleError, EOFError, ImportError, AttributeError, LookupError, TypeError, ValueError,

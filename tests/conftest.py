@@ -1,12 +1,15 @@
 """What all tests share: databases that other processes can open, and small factories."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from django.contrib.auth import get_user_model
 from django.contrib.auth.hashers import make_password
+from django.core.management import call_command
 from django.db import connection
 from django.test import Client
 
@@ -92,6 +95,22 @@ def wire() -> Iterator[Wire]:
         yield wire
         connection.close()
         settings["HOST"], settings["PORT"] = before
+
+
+@contextmanager
+def connected_to(url: str) -> Iterator[None]:
+    """The test's own connection is to another MariaDB, with tables of its own."""
+    server, settings = urlsplit(url), connection.settings_dict
+    there = {"PORT": server.port, "PASSWORD": server.password, "NAME": server.path[1:]}
+    before = {name: settings[name] for name in there}
+    connection.close()
+    settings |= there
+    try:
+        call_command("migrate", verbosity=0)
+        yield
+    finally:
+        connection.close()
+        settings |= before
 
 
 def drifts() -> dict[str, int]:

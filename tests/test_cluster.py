@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth import get_user_model
-from django.core.management import call_command
 from django.db import OperationalError, connection, transaction
 from django.test import Client
 
@@ -26,7 +25,7 @@ from enrollments.services import (
     unenroll,
 )
 from tests.cluster import Cluster, cluster
-from tests.conftest import drifts
+from tests.conftest import connected_to, drifts
 from tests.rivals import Rival
 
 pytestmark = pytest.mark.mariadb
@@ -41,30 +40,22 @@ def nodes() -> Iterator[Cluster]:
 @pytest.fixture
 def elsewhere(nodes: Cluster, db: None) -> Iterator[Callable[[Callable[[], Any]], Any]]:
     """The test's own connection is on the first node; what this is given is done on the second."""
-    settings = connection.settings_dict
-    first, second = (urlsplit(url) for url in nodes.node_urls[:2])
-    before = dict(settings)
-    connection.close()
-    settings |= {"PORT": first.port, "PASSWORD": first.password, "NAME": first.path[1:]}
+    second = urlsplit(nodes.node_urls[1])
 
     def do(work: Callable[[], Any]) -> Any:
         def there() -> Any:
-            connection.settings_dict = settings | {"PORT": second.port}
+            connection.settings_dict = connection.settings_dict | {"PORT": second.port}
             return work()
 
         return Rival(there).start_and_finish()
 
-    try:
-        call_command("migrate", verbosity=0)
+    with connected_to(nodes.node_urls[0]):
         yield do
         assert drifts() == {}
         for student in get_user_model().objects.filter(enrollments__isnull=False).distinct():
             erase_student(student=student)
         Course.objects.all().delete()
         get_user_model().objects.all().delete()
-    finally:
-        connection.close()
-        settings |= {name: before[name] for name in ("PORT", "PASSWORD", "NAME")}
 
 
 @pytest.fixture

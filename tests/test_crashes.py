@@ -5,11 +5,9 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 from django.contrib.auth import get_user_model
-from django.core.management import call_command
 from django.db import DatabaseError, connection, connections
 
 from courses.models import Course
@@ -23,7 +21,7 @@ from enrollments.services import (
     unenroll,
     unenroll_many,
 )
-from tests.conftest import drifts
+from tests.conftest import connected_to, drifts
 from tests.servers import mariadb
 
 Make = Callable[..., Any]
@@ -187,18 +185,8 @@ def test_a_database_that_can_not_write_says_so_and_keeps_what_it_has(
 def full_disk() -> Iterator[None]:
     """Another MariaDB, whose only file can't grow."""
     options = ["--innodb-file-per-table=0", "--innodb-data-file-path=ibdata1:12M;ibdata2:10M"]
-    settings = connection.settings_dict
-    before = dict(settings)
-    connection.close()
-    with mariadb(options=options) as server:
-        url = urlsplit(server.url)
-        settings |= {"PORT": url.port, "PASSWORD": url.password, "NAME": url.path[1:]}
-        try:
-            call_command("migrate", verbosity=0)
-            yield
-        finally:
-            connection.close()
-            settings |= {name: before[name] for name in ("PORT", "PASSWORD", "NAME")}
+    with mariadb(options=options) as server, connected_to(server.url):
+        yield
 
 
 @pytest.mark.mariadb

@@ -11,15 +11,14 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connection
 
 from project.secret_key import local_secret_key
-
-ROOT = Path(__file__).parent.parent
+from tests.commands import NOBODY, PROJECT
 
 
 def manage(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     return subprocess.run(
         [sys.executable, "manage.py", *arguments],
-        cwd=ROOT,
+        cwd=PROJECT,
         env=kept | {"SECRET_KEY": "k" * 50 + "0123456789"} | environment,
         capture_output=True,
         text=True,
@@ -81,6 +80,15 @@ def test_what_is_empty_is_not_set_and_spaces_do_no_harm() -> None:
 def test_options_of_the_database_url_win() -> None:
     url = "sqlite:////tmp/never-made.sqlite3?timeout=5"
     assert setting("settings.DATABASES['default']['OPTIONS']['timeout']", DATABASE_URL=url) == "5"
+
+
+def test_a_database_that_is_away_is_one_line_of_djangos_commands_too() -> None:
+    url = f"mysql://nobody:none@{NOBODY}/none"
+    result = manage("migrate", DATABASE_URL=url)
+    (line,) = result.stderr.splitlines()
+    assert "see that it runs, and that DATABASE_URL is right" in line
+    assert result.returncode == 1
+    assert "Traceback" in manage("migrate", "--traceback", DATABASE_URL=url).stderr
 
 
 @pytest.mark.mariadb
