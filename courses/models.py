@@ -2,6 +2,7 @@
 
 from django.conf import settings
 from django.db import models
+from django.urls import reverse
 
 from courses.fields import CounterField
 from courses.querysets import CourseQuerySet
@@ -43,5 +44,30 @@ class Course(models.Model):
 
     objects = CourseQuerySet.as_manager()
 
+    class Meta:
+        # For the catalogue, which is sorted by them; each also has the primary key in it.
+        indexes = [
+            models.Index(fields=["total_enrollments"], name="course_popularity"),
+            models.Index(fields=["title"], name="course_title"),
+        ]
+
     def __str__(self) -> str:
         return self.title
+
+    def get_absolute_url(self) -> str:
+        return reverse("course", args=[self.slug])
+
+    @property
+    def instructor_name(self) -> str:
+        if self.instructor is None:
+            return ""
+        return self.instructor.get_full_name() or self.instructor.get_username()
+
+    @property
+    def seats_left(self) -> int | None:
+        """Number of free seats, below 0 where the capacity was lowered. None: no limit."""
+        return None if self.capacity is None else self.capacity - self.total_enrollments
+
+    @property
+    def is_full(self) -> bool:
+        return self.seats_left is not None and self.seats_left <= 0

@@ -1,17 +1,63 @@
-"""The public catalogue."""
+"""The catalogue and the page of a course."""
 
-from django.utils.decorators import method_decorator
-from django.views.decorators.cache import cache_control
-from django.views.generic import ListView
+from typing import Any
 
-from courses.models import Course
+from django import forms
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, render
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_safe
+
+from courses.catalogue import BadPosition, Order, catalogue_page
+from courses.models import Course, Subject
 
 
-# Proxies may keep a page that says nothing about it, and the counts in it would be old.
-@method_decorator(cache_control(no_cache=True), name="dispatch")
-class CatalogueView(ListView):
-    """All courses with their stored counts, as they are at this moment."""
+class CatalogueForm(forms.Form):
+    search = forms.CharField(required=False, max_length=100)
+    subject = forms.ChoiceField(required=False)
+    order = forms.ChoiceField(required=False, choices=Order.choices, label="Sort by")
 
-    queryset = Course.objects.select_related("subject").order_by("title", "pk")
-    paginate_by = 50
-    template_name = "courses/catalogue.html"
+    def __init__(self, *args: Any, subjects: list[Subject], **kwargs: Any) -> None:
+        super().__init__(*args, label_suffix="", **kwargs)
+        self._subjects = {subject.slug: subject for subject in subjects}
+        self.fields["search"].widget = forms.TextInput({"type": "search", "maxlength": 100})
+        self.fields["subject"].choices = [
+            ("", "All subjects"),
+            *((subject.slug, subject.name) for subject in subjects),
+        ]
+
+    def clean_subject(self) -> Subject | None:
+        return self._subjects.get(self.cleaned_data["subject"])
+
+    def clean_order(self) -> str:
+        return self.cleaned_data["order"] or Order.POPULAR
+
+
+# Neither a proxy nor a browser's way back may show an old count.
+@never_cache
+@require_safe
+def catalogue(request: HttpRequest) -> HttpResponse:
+    form = CatalogueForm(request.GET, subjects=list(Subject.objects.all()))
+    if not form.is_valid():
+        return render(request, "courses/catalogue.html", {"form": form}, status=400)
+    try:
+        page = catalogue_page(
+            **form.cleaned_data,
+            after=request.GET.get("after", ""),
+            before=request.GET.get("before", ""),
+        )
+    except BadPosition as error:
+        raise Http404(str(error)) from error
+    return render(request, "courses/catalogue.html", {"form": form, "page": page})
+
+
+@never_cache
+@require_safe
+def course(request: HttpRequest, slug: str) -> HttpResponse:
+    found = get_object_or_404(Course.objects.select_related("subject", "instructor"), slug=slug)
+    enrollment = (
+        found.enrollments.filter(student=request.user.pk).first()
+        if request.user.is_authenticated
+        else None
+    )
+    return render(request, "courses/course.html", {"course": found, "enrollment": enrollment})

@@ -135,3 +135,7 @@ class FailOpenRedisCache(RedisCache):
 
     def clear(self) -> bool:
         return self._try(super().clear, otherwise=False)
+
+    def ping(self) -> bool:
+        """Whether Redis answers. One that is left alone for now does not."""
+        return self._try(lambda: self._cache.get_client(None).ping(), otherwise=False)

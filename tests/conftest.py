@@ -11,9 +11,10 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.hashers import make_password
 from django.core.management import call_command
 from django.db import connection
-from django.test import Client
+from django.test import Client, override_settings
 
 from courses.models import Course
+from tests.commands import NOBODY
 from tests.proxy import Wire, wire_to
 
 
@@ -23,6 +24,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+    # Playwright keeps an event loop running in this thread from its first test on.
+    items.sort(key=lambda item: "browser" in item.fixturenames)
 
 
 @pytest.fixture(scope="session")
@@ -33,10 +36,13 @@ def django_db_modify_db_settings(tmp_path_factory: pytest.TempPathFactory) -> No
         connection.settings_dict["TEST"]["NAME"] = str(path)
 
 
-@pytest.fixture(autouse=True)
-def plain_http(settings: Any) -> None:
-    """Django's test client doesn't speak https, and would only ever be redirected to it."""
-    settings.SECURE_SSL_REDIRECT = False
+@pytest.fixture(scope="session", autouse=True)
+def plain_http() -> Iterator[None]:
+    """Django's test client and server don't speak https, and would only ever redirect to it."""
+    with override_settings(
+        SECURE_SSL_REDIRECT=False, SESSION_COOKIE_SECURE=False, CSRF_COOKIE_SECURE=False
+    ):
+        yield
 
 
 @pytest.fixture
@@ -111,6 +117,16 @@ def connected_to(url: str) -> Iterator[None]:
     finally:
         connection.close()
         settings |= before
+
+
+@contextmanager
+def database_away(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nobody answers where the database was."""
+    connection.close()
+    with monkeypatch.context() as patch:
+        patch.setitem(connection.settings_dict, "PORT", int(NOBODY.split(":")[1]))
+        yield
+        connection.close()
 
 
 def drifts() -> dict[str, int]:

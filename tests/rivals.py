@@ -53,6 +53,14 @@ class Rival(threading.Thread):
         return self.finish()
 
 
+def wait_for_lock_waits(number: int) -> None:
+    """Return when so many transactions wait for a lock."""
+    deadline = time.monotonic() + PATIENCE
+    while _status("Innodb_row_lock_current_waits") < number:
+        assert time.monotonic() < deadline, "they never waited"
+        time.sleep(0.01)
+
+
 def deadlocks() -> int:
     """InnoDB's own count of deadlocks since the server started."""
     return _status("Innodb_deadlocks")

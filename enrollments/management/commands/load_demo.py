@@ -22,6 +22,10 @@ SUBJECTS = {
     "Arts": ["Drawing", "Photography", "Music Theory", "Film", "Architecture"],
 }
 LEVELS = ["Introduction to {}", "{} in Practice", "Advanced {}"]
+INSTRUCTORS = [
+    "Amina Diallo", "Björn Lindqvist", "Chen Wei", "Dolores Ortega", "Emeka Okafor",
+    "Fatima Zahra", "Grace Mwangi", "Hiroshi Tanaka", "Ingrid Bauer", "Jamal Haddad",
+]  # fmt: skip
 NAME = PASSWORD = "admin"
 
 
@@ -75,17 +79,35 @@ class Command(OneLineErrorCommand):
         self.stdout.write(f"Demo data: {len(courses)} courses, {len(students)} students.")
 
     def _courses(self, rng: random.Random) -> list[Course]:
+        instructors = self._instructors()
         courses = []
         for name, fields in SUBJECTS.items():
             subject, _ = Subject.objects.get_or_create(slug=slugify(name), defaults={"name": name})
             for title in (level.format(field) for field in fields for level in LEVELS):
-                courses.append(Course(title=title, slug=slugify(title), subject=subject))
+                instructor = rng.choice(instructors)
+                courses.append(
+                    Course(
+                        title=title,
+                        slug=slugify(title),
+                        subject=subject,
+                        instructor=instructor,
+                    )
+                )
         rng.shuffle(courses)
         for rank, course in enumerate(courses, start=1):
             # The first ones take everybody: seats would make all courses alike.
             course.capacity = rng.choice([None, None, 20, 50, 100, 400]) if rank > 5 else None
             course.save()
         return courses
+
+    def _instructors(self) -> list[Any]:
+        users = get_user_model()._default_manager
+        made = []
+        for name in INSTRUCTORS:
+            first, last = name.split()
+            named = {"first_name": first, "last_name": last, "password": make_password(None)}
+            made.append(users.get_or_create(username=slugify(name), defaults=named)[0])
+        return made
 
     def _fill(self, rng: random.Random, course: Course, wanting: list[int]) -> None:
         refused = enroll_many(course=course, students=wanting).refused

@@ -1,0 +1,91 @@
+"""Courses as JSON."""
+
+from typing import Annotated, Any
+
+from django.http import HttpRequest
+from django.shortcuts import get_object_or_404
+from django.utils.http import urlencode
+from django.views.decorators.cache import never_cache
+from ninja import Query, Router, Schema
+from ninja.decorators import decorate_view
+from ninja.errors import HttpError
+from pydantic import Field
+
+from courses.catalogue import PAGE_SIZE, BadPosition, Order, catalogue_page
+from courses.models import Course, Subject
+
+router = Router(tags=["courses"])
+
+
+class Problem(Schema):
+    """Why the request was refused, in a sentence."""
+
+    detail: str
+
+
+class SubjectOut(Schema):
+    slug: str
+    name: str
+
+
+class CourseOut(Schema):
+    """A course. Counts are numbers of students, as stored at this moment."""
+
+    slug: str
+    title: str
+    subject: SubjectOut | None
+    instructor: Annotated[str, Field(description="Empty: none is known.")]
+    total_enrollments: Annotated[int, Field(ge=0)]
+    capacity: Annotated[int | None, Field(description="Number of seats; null: no limit.")]
+    seats_left: Annotated[
+        int | None, Field(description="Below 0 where the capacity was lowered; null: no limit.")
+    ]
+
+    @staticmethod
+    def resolve_instructor(course: Course) -> str:
+        return course.instructor_name
+
+
+class CoursesOut(Schema):
+    courses: list[CourseOut]
+    next: Annotated[str | None, Field(description="Path of the next page; null: there is none.")]
+
+
+class CoursesQuery(Schema):
+    search: Annotated[str, Field(max_length=100, description="Words in the title.")] = ""
+    subject: Annotated[str, Field(description="Slug of a subject.")] = ""
+    order: Order = Order.POPULAR
+    after: Annotated[str, Field(description="Leave it to `next` to set this.")] = ""
+    size: Annotated[int, Field(ge=1, le=200, description="Courses on a page.")] = PAGE_SIZE
+
+
+@router.get(
+    "/courses",
+    response={200: CoursesOut, 400: Problem, 404: Problem, 503: Problem},
+    url_name="list_courses",
+    operation_id="list_courses",
+    summary="List courses",
+)
+@decorate_view(never_cache)
+def list_courses(request: HttpRequest, asked: Query[CoursesQuery]) -> dict[str, Any]:
+    subject = get_object_or_404(Subject, slug=asked.subject) if asked.subject else None
+    try:
+        page = catalogue_page(**asked.dict() | {"subject": subject})
+    except BadPosition as error:
+        raise HttpError(404, str(error)) from error
+    further = asked.dict(exclude_defaults=True) | {"after": page.after}
+    return {
+        "courses": page.courses,
+        "next": f"{request.path}?{urlencode(further)}" if page.after else None,
+    }
+
+
+@router.get(
+    "/courses/{slug}",
+    response={200: CourseOut, 404: Problem, 503: Problem},
+    operation_id="read_course",
+    summary="Read a course",
+)
+@decorate_view(never_cache)
+def read_course(request: HttpRequest, slug: str) -> Course:
+    return get_object_or_404(Course.objects.select_related("subject", "instructor"), slug=slug)

@@ -1,0 +1,73 @@
+"""The signed-in student's own enrolment as JSON."""
+
+from datetime import datetime
+from typing import Any
+
+from django.http import HttpRequest
+from django.shortcuts import get_object_or_404
+from django.views.decorators.cache import never_cache
+from ninja import Router, Schema, Status
+from ninja.decorators import decorate_view
+from ninja.errors import HttpError
+from ninja.security import SessionAuth
+
+from courses.api import Problem
+from courses.models import Course
+from enrollments import services
+from enrollments.models import Enrollment
+
+
+class SignedIn(SessionAuth):
+    """Django's session, with its CSRF token; who isn't signed in is told so first."""
+
+    def __call__(self, request: HttpRequest) -> Any:
+        return super().__call__(request) if request.user.is_authenticated else None
+
+
+router = Router(tags=["enrolment"], auth=SignedIn())
+
+
+class EnrollmentOut(Schema):
+    course: str
+    status: Enrollment.Status
+    enrollment_date: datetime
+
+
+# What may be answered instead of the enrolment.
+REFUSALS = {401: Problem, 403: Problem, 404: Problem, 503: Problem}
+
+
+@router.put(
+    "/courses/{slug}/enrollment",
+    response={200: EnrollmentOut, 201: EnrollmentOut, 409: Problem, **REFUSALS},
+    operation_id="enroll",
+    summary="Enrol in a course",
+    description="201: you are enrolled now. 200: you were already. 409: the course is full.",
+)
+@decorate_view(never_cache)
+def enroll(request: HttpRequest, slug: str) -> Status[dict[str, Any]]:
+    course = get_object_or_404(Course, slug=slug)
+    try:
+        row, changed = services.enroll(student=request.user.pk, course=course.pk)
+    except services.CourseFull as error:
+        raise HttpError(409, str(error)) from error
+    answer = {
+        "course": course.slug,
+        "status": row.status,
+        "enrollment_date": row.enrollment_date,
+    }
+    return Status(201 if changed else 200, answer)
+
+
+@router.delete(
+    "/courses/{slug}/enrollment",
+    response={204: None, **REFUSALS},
+    operation_id="leave",
+    summary="Leave a course",
+    description="204: you are not enrolled, now or before.",
+)
+@decorate_view(never_cache)
+def leave(request: HttpRequest, slug: str) -> Status[None]:
+    course = get_object_or_404(Course, slug=slug)
+    services.unenroll(student=request.user.pk, course=course.pk)
+    return Status(204, None)

@@ -1,0 +1,61 @@
+from typing import Any
+
+import pytest
+from django.test import Client
+
+from courses.models import Course
+from tests.conftest import database_away
+from tests.test_catalogue import text
+
+
+@pytest.mark.mariadb
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("address", ["/", "/my-courses/", "/api/courses"])
+def test_a_database_that_is_away_is_said_with_when_to_come_back(
+    client: Client, student: Any, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    client.force_login(student)
+    with database_away(monkeypatch):
+        answer = client.get(address)
+    assert (answer.status_code, answer["Retry-After"]) == (503, "5")
+    assert "The database is too busy, or away." in text(answer)
+    assert ("json" in answer["Content-Type"]) == address.startswith("/api/")
+    assert client.get(address).status_code == 200
+
+
+@pytest.mark.parametrize("address", ["/", "/api/courses"])
+def test_an_error_of_ours_is_a_500_that_tells_nothing(
+    client: Client, db: None, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    def fail(**asked: Any) -> None:
+        raise RuntimeError("a secret")
+
+    monkeypatch.setattr("courses.views.catalogue_page", fail)
+    monkeypatch.setattr("courses.api.catalogue_page", fail)
+    client.raise_request_exception = False
+    answer = client.get(address)
+    assert (answer.status_code, "a secret" in text(answer)) == (500, False)
+    assert "Something went wrong" in text(answer)
+    assert ("json" in answer["Content-Type"]) == address.startswith("/api/")
+
+
+@pytest.mark.parametrize(
+    ("address", "kind"), [("/nowhere", "html"), ("/courses/none/", "html"), ("/api/x", "json")]
+)
+def test_what_is_not_there(client: Client, db: None, address: str, kind: str) -> None:
+    answer = client.get(address)
+    assert (answer.status_code, kind in answer["Content-Type"]) == (404, True)
+
+
+def test_each_answer_forbids_what_is_inline_or_from_elsewhere(
+    client: Client, course: Course
+) -> None:
+    addresses = ("/", course.get_absolute_url(), "/accounts/sign-in/", "/admin/login/", "/nowhere")
+    for address in (*addresses, "/api/courses", "/static/site/site.css"):
+        answer = client.get(address)
+        if answer.streaming:
+            list(answer)  # the file is closed at its end
+        policy = answer["Content-Security-Policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert "http" not in policy

@@ -1,0 +1,58 @@
+import signal
+from typing import Any
+
+import pytest
+from django.test import Client, override_settings
+
+from tests import servers
+from tests.conftest import database_away
+
+
+def test_alive_needs_nothing(client: Client) -> None:
+    answer = client.get("/healthz")
+    assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+    assert "no-store" in answer["Cache-Control"]
+
+
+@override_settings(SECURE_SSL_REDIRECT=True)
+def test_load_balancers_ask_without_tls(db: None) -> None:
+    client = Client()  # knows the setting from its first request on
+    assert client.get("/").status_code == 301
+    assert client.get("/healthz").status_code == 200
+    assert client.get("/readyz").status_code == 200
+
+
+@pytest.mark.mariadb
+@pytest.mark.django_db(transaction=True)
+def test_without_its_database_it_is_not_ready_and_then_again(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert client.get("/readyz").json()["database"] == "ok"
+    with database_away(monkeypatch):
+        answer = client.get("/readyz")
+        assert (answer.status_code, answer.json()["database"]) == (503, "unavailable")
+        assert client.get("/healthz").status_code == 200
+    assert client.get("/readyz").status_code == 200
+
+
+@pytest.mark.mariadb
+@pytest.mark.parametrize("how", ["killed", "hung"])
+def test_without_redis_it_is_degraded_and_ready(
+    client: Client, db: None, settings: Any, how: str
+) -> None:
+    with servers.redis() as redis:
+        settings.CACHES = {"default": settings.CACHES["default"] | {"LOCATION": redis.url}}
+        assert client.get("/readyz").json() == {"status": "ok", "database": "ok", "redis": "ok"}
+        if how == "killed":
+            redis.kill()
+        else:
+            redis.signal(signal.SIGSTOP)
+        answer = client.get("/readyz")
+        assert answer.status_code == 200
+        assert answer.json() == {"status": "degraded", "database": "ok", "redis": "unavailable"}
+
+
+@pytest.mark.sqlite
+@pytest.mark.django_db
+def test_without_a_setting_redis_is_not_missed(client: Client) -> None:
+    assert client.get("/readyz").json() == {"status": "ok", "database": "ok", "redis": "unused"}
