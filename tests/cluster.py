@@ -33,7 +33,6 @@ from tests.servers import (
     Server,
     ServerError,
     _folder,
-    _free_port,
     _galera,
     _new_data,
     _places,
@@ -42,6 +41,7 @@ from tests.servers import (
     _set_up,
     _url,
     _which,
+    free_port,
     main,
     redis,
     unpack,
@@ -201,7 +201,7 @@ def cluster(*, nodes: int = 3, options: Sequence[str] = ()) -> Iterator[Cluster]
 
 
 def _node(*, number: int, folder: Path, password: str, options: Sequence[str]) -> Node:
-    port, group, transfer, changes = (_free_port() for _ in range(4))
+    port, group, transfer, changes = (free_port() for _ in range(4))
     (folder / "data").mkdir(exist_ok=True)
     provider_options = "; ".join(
         [
@@ -237,7 +237,7 @@ def _node(*, number: int, folder: Path, password: str, options: Sequence[str]) -
 
 
 def _haproxy(*, folder: Path, nodes: Sequence[Node]) -> HAProxy:
-    one, all_nodes = _free_port(), _free_port()
+    one, all_nodes = free_port(), free_port()
     addresses = {"127.0.0.1:3306": f"{HOST}:{one}", "127.0.0.1:3307": f"{HOST}:{all_nodes}"}
     for number, node in enumerate(nodes, start=1):
         addresses[f"10.0.0.1{number}:3306"] = f"{HOST}:{node.port}"

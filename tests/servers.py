@@ -130,7 +130,7 @@ def mariadb(*, options: Sequence[str] = ()) -> Iterator[MariaDB]:
     """
     _require(SERVERS)
     with _folder(name=MariaDB.name) as folder:
-        port, password = _free_port(), secrets.token_hex(16)
+        port, password = free_port(), secrets.token_hex(16)
         init = _new_data(folder=folder, password=password)
         server = MariaDB(
             port=port,
@@ -206,7 +206,7 @@ def redis(*, options: Sequence[str] = ()) -> Iterator[Redis]:
     """
     _require(SERVERS)
     with _folder(name=Redis.name) as folder:
-        port = _free_port()
+        port = free_port()
         server = Redis(
             port=port,
             url=f"redis://{HOST}:{port}/0",
@@ -324,7 +324,7 @@ def _failed(*, name: str, folder: Path) -> ServerError:
     return ServerError(f"{name} didn't start: {last} (log: {log})")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     # Below the ports that the system gives to clients: one that reconnects in a loop would sooner
     # or later be given the port of the server it is waiting for, and talk to itself.
     for _ in range(100):
@@ -347,6 +347,12 @@ def _redis_program() -> str | None:
     # and goes by the name it is called with.
     names = ("redis-server", "valkey-server", "redis-check-rdb", "valkey-check-rdb")
     return next(filter(None, map(_which, names)), None)
+
+
+def chromium() -> str | None:
+    """The program that the browser tests drive, or None."""
+    # Ubuntu's are only shells around a snap.
+    return next(filter(None, map(_which, ("chromium", "google-chrome-stable"))), None)
 
 
 def _galera() -> Path | None:
@@ -398,6 +404,7 @@ CLUSTER = (
     Need(what="lsof", package="lsof", met=lambda: _which("lsof") or _which("ss")),
     Need(what="ps", package="procps", met=lambda: _which("ps")),
 )
+BROWSER = (Need(what="Chromium", package="chromium", met=lambda: chromium()),)
 # To compile mysqlclient.
 HEADERS = (
     Need(
@@ -535,7 +542,7 @@ def main(
         return 0 if command else 2
     try:
         if command[0] == "--install":
-            install(*SERVERS, *HEADERS)
+            install(*SERVERS, *BROWSER, *HEADERS)
             _unpack_if_possible()
             return 0
         if shutil.which(command[0]) is None:
