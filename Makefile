@@ -5,10 +5,10 @@ PORT := 8000
 ARGS :=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test storm clean python servers venv
+.PHONY: help run serve test storm registration-day pictures clean python servers venv
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/make \1	\2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/make \1	\2/p' Makefile
 
 # MySQL's client has to be compiled; a trial on SQLite must do without a compiler.
 run_needs := $(if $(filter mysql%,$(value DATABASE_URL)),requirements,requirements-base)
@@ -18,6 +18,10 @@ run: .venv/.$(run_needs)  ## the site with demo data on http://127.0.0.1:8000/
 	&& .venv/bin/python manage.py migrate --verbosity 0 \
 	&& .venv/bin/python manage.py load_demo \
 	&& exec .venv/bin/python manage.py runserver 127.0.0.1:$(PORT)
+
+serve: .venv/.requirements  ## the site in production, by gunicorn: DATABASE_URL=… REDIS_URL=… make serve
+	.venv/bin/python manage.py migrate --verbosity 0
+	@PORT=$(PORT) exec .venv/bin/gunicorn
 
 # What the caller works with, a database that is in use for one, must not get into the tests.
 clean_env := env -u DATABASE_URL -u REDIS_URL -u SECRET_KEY -u DEBUG -u ALLOWED_HOSTS \
@@ -32,6 +36,15 @@ STORM := --seconds 180
 
 storm: .venv/.requirements-test  ## all services at once for three minutes, on a private MariaDB
 	$(clean_env) .venv/bin/python -m tests.storm $(STORM)
+
+# make registration-day DAY="--students 5000 --seats 300", or --stop-redis
+DAY := --students 2000 --seats 500
+
+registration-day: .venv/.requirements-test  ## 2,000 students press at once for 500 seats, over HTTP
+	$(clean_env) .venv/bin/python -m tests.registration_day $(DAY)
+
+pictures: .venv/.requirements-test  ## the pictures of the README, by Chromium
+	$(clean_env) .venv/bin/python -m tests.pictures docs/pictures
 
 clean:  ## removes what was installed, keeps the database
 	rm -rf .venv .cache .hypothesis .pytest_cache .ruff_cache
