@@ -1,6 +1,6 @@
 # Another Python or port: make run PYTHON=python3.13 PORT=8001
 PYTHON := python3
-PORT := 8000
+PORT ?= 8000
 # More for pytest: make test ARGS="-x -k rebuild"
 ARGS :=
 

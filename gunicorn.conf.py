@@ -5,11 +5,13 @@ import os
 wsgi_app = "project.wsgi"
 bind = f"{os.environ.get('HOST') or '127.0.0.1'}:{os.environ.get('PORT') or 8000}"
 # Each thread keeps a database connection of its own: max_connections must allow for them all.
-workers = int(os.environ.get("WEB_CONCURRENCY") or (os.cpu_count() or 1) + 1)
+workers = int(os.environ.get("WEB_CONCURRENCY") or 0) or (os.cpu_count() or 1) + 1
 threads = 8
 # Proxies keep their connections for about a minute. One that we close first breaks a request
 # that is on its way, and a POST is not sent twice.
 keepalive = 75  # seconds
+# A database that hangs would keep all threads; a statement waits 10 seconds for a lock.
+os.environ.setdefault("DATABASE_TIMEOUT", "30")
 # Longer than the services' own retries, which give up after 20 seconds and a lock's 10.
 timeout = 60  # seconds
 graceful_timeout = 40  # seconds

@@ -77,7 +77,9 @@ def catalogue_page(
     descending = key.descending != backwards
     if position:
         courses = courses.filter(_beyond(key, position, descending=descending))
-    found = list(_sorted(courses, key, descending=descending, by_index=not search)[: size + 1])
+    found = list(
+        _sorted(courses, key, descending=descending, by_index=not search.split())[: size + 1]
+    )
     more, page = len(found) > size, found[:size]
     if backwards:
         page.reverse()

@@ -16,6 +16,8 @@ T = TypeVar("T")
 # MySQL's and MariaDB's numbers for "this failed because of others: try again".
 _CONFLICTS = {
     1020,  # record has changed since last read
+    1040,  # too many connections
+    1203,  # too many connections of this user
     1205,  # lock wait timeout
     1213,  # deadlock, or a Galera node lost the certification
 }

@@ -61,13 +61,16 @@ def enroll(request: HttpRequest, slug: str) -> Status[dict[str, Any]]:
 
 @router.delete(
     "/courses/{slug}/enrollment",
-    response={204: None, **REFUSALS},
+    response={204: None, 409: Problem, **REFUSALS},
     operation_id="leave",
     summary="Leave a course",
-    description="204: you are not enrolled, now or before.",
+    description="204: you are not enrolled, now or before. 409: you have completed it.",
 )
 @decorate_view(never_cache)
 def leave(request: HttpRequest, slug: str) -> Status[None]:
     course = get_object_or_404(Course, slug=slug)
-    services.unenroll(student=request.user.pk, course=course.pk)
+    try:
+        services.leave(student=request.user.pk, course=course.pk)
+    except services.CourseCompleted as error:
+        raise HttpError(409, str(error)) from error
     return Status(204, None)

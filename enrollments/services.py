@@ -53,6 +53,10 @@ class NotEnrolled(Enrollment.DoesNotExist):
     """The student has no such enrolment in the course: enrol them first."""
 
 
+class CourseCompleted(Exception):
+    """The student has completed the course: staff can withdraw them, with `unenroll()`."""
+
+
 @dataclass(frozen=True, slots=True)
 class BulkResult:
     """What a bulk service did: numbers of students, and who got no seat."""
@@ -95,6 +99,22 @@ def unenroll(*, student: Model | int, course: Course | int) -> bool:
     False: there was no enrolment that counts. The row is kept, as withdrawn.
     """
     _, outcome = _write_one(_key(student), _key(course, Course), _withdrawn(timezone.now()))
+    return outcome is not _Outcome.UNCHANGED
+
+
+def leave(*, student: Model | int, course: Course | int) -> bool:
+    """Withdraw a student who wants to, and return whether this call did so.
+
+    As `unenroll()`, but what is completed stays. Raises CourseCompleted.
+    """
+    withdraw = _withdrawn(timezone.now())
+
+    def target(row: Enrollment | None) -> _State | None:
+        if row is not None and row.status == Status.COMPLETED:
+            raise CourseCompleted("You have completed this course: it stays among yours.")
+        return withdraw(row)
+
+    _, outcome = _write_one(_key(student), _key(course, Course), target)
     return outcome is not _Outcome.UNCHANGED
 
 

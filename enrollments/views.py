@@ -1,23 +1,41 @@
 """What students do with their own enrolments."""
 
+from collections.abc import Callable
+
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.contrib.auth.views import redirect_to_login
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.cache import never_cache
-from django.views.decorators.http import require_POST, require_safe
+from django.views.decorators.http import require_safe
 
 from courses.models import Course
 from enrollments import services
 from enrollments.models import Enrollment
 
 
-@require_POST
 def enroll(request: HttpRequest, slug: str) -> HttpResponse:
+    return _pressed(request, slug, _enroll)
+
+
+def leave(request: HttpRequest, slug: str) -> HttpResponse:
+    return _pressed(request, slug, _leave)
+
+
+def _pressed(
+    request: HttpRequest, slug: str, act: Callable[[HttpRequest, Course], None]
+) -> HttpResponse:
     course = get_object_or_404(Course, slug=slug)
+    if request.method != "POST":
+        return redirect(course)
     if not request.user.is_authenticated:
         return redirect_to_login(course.get_absolute_url())
+    act(request, course)
+    return redirect(course)
+
+
+def _enroll(request: HttpRequest, course: Course) -> None:
     try:
         _, changed = services.enroll(student=request.user.pk, course=course.pk)
     except services.CourseFull as error:
@@ -27,19 +45,18 @@ def enroll(request: HttpRequest, slug: str) -> HttpResponse:
             messages.success(request, f"You are enrolled in “{course.title}”.")
         else:
             messages.info(request, f"You were enrolled in “{course.title}” already.")
-    return redirect(course)
 
 
-@require_POST
-def leave(request: HttpRequest, slug: str) -> HttpResponse:
-    course = get_object_or_404(Course, slug=slug)
-    if not request.user.is_authenticated:
-        return redirect_to_login(course.get_absolute_url())
-    if services.unenroll(student=request.user.pk, course=course.pk):
-        messages.success(request, f"You have left “{course.title}”.")
+def _leave(request: HttpRequest, course: Course) -> None:
+    try:
+        changed = services.leave(student=request.user.pk, course=course.pk)
+    except services.CourseCompleted as error:
+        messages.error(request, str(error))
     else:
-        messages.info(request, f"You were not enrolled in “{course.title}”.")
-    return redirect(course)
+        if changed:
+            messages.success(request, f"You have left “{course.title}”.")
+        else:
+            messages.info(request, f"You were not enrolled in “{course.title}”.")
 
 
 @never_cache

@@ -14,7 +14,6 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import path
 from django.utils.decorators import method_decorator
 from django.views.decorators.cache import never_cache
-from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.debug import sensitive_post_parameters
 from django.views.generic import FormView
 
@@ -39,15 +38,22 @@ def client_address(request: HttpRequest) -> str | None:
         return None
 
 
+def tried_username(request: HttpRequest, credentials: dict[str, Any] | None = None) -> str:
+    """The name for which a failure is counted: as much of it as fits."""
+    return str((credentials or request.POST).get("username") or "")[:255]
+
+
 class SignInView(LoginView):
     template_name = "accounts/sign_in.html"
     redirect_authenticated_user = True
 
+    def get_redirect_url(self) -> str:
+        there = super().get_redirect_url()
+        # To itself it would lead round and round.
+        return "" if there.startswith(self.request.path) else there
 
-@method_decorator(
-    [sensitive_post_parameters(), csrf_protect, never_cache],
-    name="dispatch",
-)
+
+@method_decorator([sensitive_post_parameters(), never_cache], name="dispatch")
 class SignUpView(RedirectURLMixin, FormView):
     template_name = "accounts/sign_up.html"
     form_class = UserCreationForm
@@ -62,11 +68,11 @@ class SignUpView(RedirectURLMixin, FormView):
         try:
             with transaction.atomic():
                 user = form.save()
+                login(self.request, user, backend=settings.AUTHENTICATION_BACKENDS[-1])
         except IntegrityError:
             # Somebody took the name since the form looked.
             form.add_error("username", ValidationError("A user with that username exists already."))
             return self.form_invalid(form)
-        login(self.request, user, backend=settings.AUTHENTICATION_BACKENDS[-1])
         return super().form_valid(form)
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:

@@ -1,13 +1,12 @@
 """The JSON interface. Its description, /api/openapi.json, is made from the types in it."""
 
-from django.db import OperationalError
+from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 from ninja import NinjaAPI, Schema
 from ninja.errors import ValidationError
 
 from courses.api import router as courses
-from courses.transactions import is_transient
 from enrollments.api import router as enrollments
 from project.errors import busy
 
@@ -43,7 +42,9 @@ def invalid(request: HttpRequest, error: ValidationError) -> HttpResponse:
 
 
 @api.exception_handler(OperationalError)
-def away(request: HttpRequest, error: OperationalError) -> HttpResponse:
-    if not is_transient(error):
+@api.exception_handler(InterfaceError)
+def away(request: HttpRequest, error: Exception) -> HttpResponse:
+    answer = busy(request, error)
+    if answer is None:
         raise error
-    return busy(request)
+    return answer

@@ -2,59 +2,68 @@
 
 import logging
 from collections.abc import Callable
+from http import HTTPStatus
 
-from django.db import OperationalError
+from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import render
-from django.views import defaults
 
 from courses.transactions import is_transient
 
 logger = logging.getLogger(__name__)
 
+Respond = Callable[[HttpRequest], HttpResponse]
+
+# What the database raises when it is too busy or away, among other things.
+FROM_DATABASE = (OperationalError, InterfaceError)
 TRY_AGAIN_AFTER = 5  # seconds
 BUSY = (
     "The database is too busy, or away. Look whether your change is there before you send it again."
 )
 
 
-def is_api(request: HttpRequest) -> bool:
-    return request.path.startswith("/api/")
-
-
-def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
-    if is_api(request):
-        return JsonResponse({"detail": "There is nothing at this address."}, status=404)
-    return defaults.page_not_found(request, exception)
-
-
-def server_error(request: HttpRequest) -> HttpResponse:
-    if is_api(request):
-        return JsonResponse({"detail": "Something went wrong; it is written down."}, status=500)
-    return defaults.server_error(request)
-
-
-def busy(request: HttpRequest) -> HttpResponse:
-    if is_api(request):
-        answer: HttpResponse = JsonResponse({"detail": BUSY}, status=503)
-    else:
-        # Without the request: whatever asks who is signed in would ask the database again.
-        answer = render(None, "503.html", {"busy": BUSY}, status=503)
+def busy(request: HttpRequest, error: Exception) -> HttpResponse | None:
+    """Answer 503, which says "later", where retries did not help; None: it is another error."""
+    if not isinstance(error, FROM_DATABASE) or not is_transient(error):
+        return None
+    logger.error("%s %s: %s", request.method, request.path, error)
+    # Without the request: whatever asks who is signed in would ask the database again.
+    answer = (
+        JsonResponse({"detail": BUSY}, status=503)
+        if is_api(request)
+        else render(None, "503.html", {"busy": BUSY}, status=503)
+    )
     answer["Retry-After"] = str(TRY_AGAIN_AFTER)
     return answer
 
 
-class BusyDatabaseMiddleware:
-    """Answers 503, which says "later", where retries did not help. Other errors remain 500."""
+def is_api(request: HttpRequest) -> bool:
+    return request.path_info.startswith("/api/")
 
-    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
-        self.get_response = get_response
+
+class BusyDatabaseMiddleware:
+    def __init__(self, get_response: Respond) -> None:
+        self._get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
-        return self.get_response(request)
+        return self._get_response(request)
 
     def process_exception(self, request: HttpRequest, error: Exception) -> HttpResponse | None:
-        if not isinstance(error, OperationalError) or not is_transient(error):
-            return None
-        logger.error("%s %s: %s", request.method, request.path, error)
-        return busy(request)
+        return busy(request, error)
+
+
+class JsonErrorsMiddleware:
+    """Programs get JSON, whoever refused them."""
+
+    def __init__(self, get_response: Respond) -> None:
+        self._get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        answer = self._get_response(request)
+        said = answer.get("Content-Type", "")
+        if answer.status_code < 400 or not is_api(request) or said.startswith("application/json"):
+            return answer
+        status = HTTPStatus(answer.status_code)
+        answer.content = JsonResponse({"detail": f"{status.phrase}. {status.description}"}).content
+        answer["Content-Type"] = "application/json"
+        return answer

@@ -1,15 +1,27 @@
 """What load balancers and monitors ask."""
 
 import logging
+from collections.abc import Callable
 
 from django.conf import settings
 from django.core.cache import cache
 from django.db import Error, connection
-from django.http import HttpRequest, JsonResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
 logger = logging.getLogger(__name__)
+
+
+class HealthMiddleware:
+    """Answers before host and https are looked at: who asks may know an address only."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self._get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        view = {"/healthz": healthz, "/readyz": readyz}.get(request.path_info, self._get_response)
+        return view(request)
 
 
 @never_cache

@@ -2,6 +2,8 @@
 
 DATABASE_URL    mysql://user:password@host:3306/name; unset: an SQLite file. What follows
                 a question mark are options of the driver: ?isolation_level=repeatable+read
+DATABASE_TIMEOUT  seconds to wait for an answer of a database that hangs; unset: for ever,
+                as migrations of large tables need it. gunicorn.conf.py sets 30
 REDIS_URL       redis://host:6379/0; unset: no shared cache
 SECRET_KEY      unset: a random one, made once and kept in .secret_key
 DEBUG           1 on a developer's machine only
@@ -54,6 +56,7 @@ if _url.startswith("sqlite:"):
     }
 else:
     DATABASES["default"].setdefault("CONN_MAX_AGE", 60)  # seconds
+    _timeout = env.int("DATABASE_TIMEOUT", default=0)
     DATABASES["default"].setdefault("CONN_HEALTH_CHECKS", True)
     _defaults = {
         "isolation_level": "read committed",
@@ -62,6 +65,7 @@ else:
         # Strict, so that nothing is cut off silently. The lock timeout's default of 50
         # seconds outlives most visitors.
         "init_command": "SET sql_mode='STRICT_TRANS_TABLES', innodb_lock_wait_timeout=10",
+        **({"read_timeout": _timeout, "write_timeout": _timeout} if _timeout else {}),
     }
 DATABASES["default"]["OPTIONS"] = _defaults | DATABASES["default"].get("OPTIONS", {})
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
@@ -119,8 +123,10 @@ INSTALLED_APPS = [
 if REDIS_URL:
     INSTALLED_APPS.append("project.cachalot.FencedCachalotConfig")
 MIDDLEWARE = [
-    "django.middleware.security.SecurityMiddleware",
+    "project.health.HealthMiddleware",
     "csp.middleware.CSPMiddleware",
+    "project.errors.JsonErrorsMiddleware",
+    "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
@@ -183,7 +189,10 @@ AXES_DISABLE_ACCESS_LOG = True
 AXES_VERBOSE = False
 AXES_LOCKOUT_TEMPLATE = "accounts/locked_out.html"
 AXES_CLIENT_IP_CALLABLE = "project.accounts.client_address"
+AXES_USERNAME_CALLABLE = "project.accounts.tried_username"
 PROXIES = env.int("PROXIES", default=0)
+if PROXIES < 0:
+    raise ImproperlyConfigured(f"PROXIES must be 0 or more, not {PROXIES}.")
 
 # Safety on the way to the visitor --------------------------------------------
 
@@ -200,11 +209,9 @@ CONTENT_SECURITY_POLICY = {
         "frame-ancestors": [csp.NONE],
     }
 }
-X_FRAME_OPTIONS = "DENY"
 HTTPS = env.bool("HTTPS") if env.str("HTTPS", default="") else not DEBUG
 if HTTPS:
     SECURE_SSL_REDIRECT = True
-    SECURE_REDIRECT_EXEMPT = ["^healthz$", "^readyz$"]  # load balancers ask without
     SECURE_HSTS_SECONDS = 365 * 24 * 3600
     SECURE_HSTS_INCLUDE_SUBDOMAINS = True
     SECURE_HSTS_PRELOAD = True

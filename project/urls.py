@@ -3,7 +3,6 @@ from django.templatetags.static import static
 from django.urls import include, path
 from django.views.generic import RedirectView
 
-from project import health
 from project.api import api
 
 urlpatterns = [
@@ -12,9 +11,5 @@ urlpatterns = [
     path("accounts/", include("project.accounts")),
     path("api/", api.urls),
     path("admin/", admin.site.urls),
-    path("healthz", health.healthz, name="healthz"),
-    path("readyz", health.readyz, name="readyz"),
     path("favicon.ico", RedirectView.as_view(url=static("site/icon.svg"))),
 ]
-handler404 = "project.errors.not_found"
-handler500 = "project.errors.server_error"

@@ -1,6 +1,6 @@
 """Pictures of the pages, by Chromium: python -m tests.pictures FOLDER [--all]
 
-Two pictures for the README (the catalogue, the admin's drift column), or with --all every page at
+Two pictures for the README (the catalogue, the admin's drift column), or with --all the pages at
 1280 and 390 pixels, light and dark. On demo data in an SQLite file of its own.
 """
 

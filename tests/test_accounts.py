@@ -113,7 +113,30 @@ def test_others_are_not_locked_out(client: Client, anna: Any, django_user_model:
     assert sign_in(client, REMOTE_ADDR="192.0.2.1").status_code == 302
     django_user_model.objects.create_user("ben", password=PASSWORD)
     form = {"username": "ben", "password": PASSWORD}
-    assert client.post("/accounts/sign-in/", form).status_code == 302
+    assert Client().post("/accounts/sign-in/", form).status_code == 302
+
+
+@pytest.mark.parametrize("address", ["/accounts/sign-in/", "/admin/login/"])
+def test_a_name_of_any_length_is_only_wrong(client: Client, db: None, address: str) -> None:
+    for name in ("x" * 5_000, "\x00", ""):
+        page = client.post(address, {"username": name, "password": "guess"})
+        assert page.status_code == 200
+
+
+def test_sign_in_does_not_lead_to_itself(client: Client, anna: Any) -> None:
+    client.force_login(anna)
+    assert client.get("/accounts/sign-in/?next=/accounts/sign-in/").url == "/"
+    assert client.get("/accounts/sign-in/?next=/accounts/sign-in/?next=x").url == "/"
+
+
+def test_the_address_that_is_counted_is_the_one_behind_the_proxy(
+    client: Client, anna: Any, settings: Any
+) -> None:
+    settings.PROXIES = 1
+    for address in ("192.0.2.1", "192.0.2.2"):
+        sign_in(client, "guess", headers={"X-Forwarded-For": address})
+    addresses = AccessAttempt.objects.order_by("pk").values_list("ip_address", flat=True)
+    assert list(addresses) == ["192.0.2.1", "192.0.2.2"]
 
 
 def test_success_forgets_failures(client: Client, anna: Any) -> None:

