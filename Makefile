@@ -5,7 +5,7 @@ PORT ?= 8000
 ARGS :=
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve test storm registration-day pictures clean python servers venv
+.PHONY: help run serve test storm registration-day pictures bench clean python servers venv
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/make \1	\2/p' Makefile
@@ -46,6 +46,12 @@ registration-day: .venv/.requirements-test  ## 2,000 students press at once for 
 pictures: .venv/.requirements-test  ## the pictures of the README, by Chromium
 	$(clean_env) .venv/bin/python -m tests.pictures docs/pictures
 
+# More for the benchmarks: make bench BENCH="--size large --write", or --help
+BENCH :=
+
+bench: .venv/.requirements-bench  ## our services against the bare driver and peers' ways
+	$(clean_env) .venv/bin/python -m benchmarks $(BENCH)
+
 clean:  ## removes what was installed, keeps the database
 	rm -rf .venv .cache .hypothesis .pytest_cache .ruff_cache
 
@@ -66,9 +72,10 @@ venv: python
 .venv/.requirements-base: requirements-base.txt
 .venv/.requirements: requirements.txt requirements-base.txt
 .venv/.requirements-test: requirements-test.txt requirements.txt requirements-base.txt | servers
+.venv/.requirements-bench: requirements-bench.txt requirements.txt requirements-base.txt | servers
 # Not there, cut short, or made by a Python that is gone.
 ifneq ($(shell { .venv/bin/python -c 'import pip' || echo no; } 2>&1),)
-.venv/.requirements-base .venv/.requirements .venv/.requirements-test: venv
+.venv/.requirements-base .venv/.requirements .venv/.requirements-test .venv/.requirements-bench: venv
 endif
 .venv/.%:
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r $*.txt

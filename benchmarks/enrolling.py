@@ -1,0 +1,226 @@
+"""One student after the other: in one course by many writers, in courses of many rows."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import MySQLdb
+from django.db import DatabaseError, transaction
+from django.db.models import F, Model
+
+from benchmarks.apps import computed_fields
+from benchmarks.data import add_rows, add_students, bare_driver, database, student_at
+from benchmarks.measuring import FLOOR, OURS, Run, Way, Work, timed_each
+from benchmarks.models import (
+    ComputedCourse,
+    ComputedEnrollment,
+    PlainCourse,
+    PlainEnrollment,
+    SignalCourse,
+    SignalEnrollment,
+    TriggerCourse,
+    TriggerEnrollment,
+)
+from benchmarks.sizes import Size
+from courses.models import Course
+from enrollments.models import Enrollment
+from enrollments.services import enroll
+from tests.processes import run_in_processes
+
+Enrol = Callable[[int, int], object]  # of a student's key and a course's
+
+MOVE_COUNTER = """
+    UPDATE courses_course SET total_enrollments = total_enrollments + 1
+    WHERE id = %s AND (capacity IS NULL OR capacity > total_enrollments)
+"""
+INSERT_ROW = """
+    INSERT INTO enrollments_enrollment
+        (student_id, course_id, status, enrollment_date)
+    VALUES (%s, %s, 'active', %s)
+"""
+
+
+def by_driver(stack: ExitStack) -> Enrol:
+    return by_driver_with(stack.enter_context(bare_driver()), stack)
+
+
+def by_driver_with(driver: Any, stack: ExitStack) -> Enrol:
+    cursor = stack.enter_context(driver.cursor())
+
+    def enrol(student: int, course: int) -> None:
+        cursor.execute(MOVE_COUNTER, (course,))
+        cursor.execute(INSERT_ROW, (student, course, datetime.now(UTC).replace(tzinfo=None)))
+        driver.commit()
+
+    return enrol
+
+
+def by_driver_as_django(stack: ExitStack) -> Enrol:
+    driver = stack.enter_context(bare_driver())
+    begun = by_driver_with(driver, stack)
+
+    def enrol(student: int, course: int) -> None:
+        driver.autocommit(False)
+        begun(student, course)
+        driver.autocommit(True)
+
+    return enrol
+
+
+def by_service(stack: ExitStack) -> Enrol:
+    return lambda student, course: enroll(student=student, course=course)
+
+
+def row_first(stack: ExitStack) -> Enrol:
+    @transaction.atomic
+    def enrol(student: int, course: int) -> None:
+        PlainEnrollment.objects.create(student_id=student, course_id=course)
+        PlainCourse.objects.filter(pk=course).update(total_enrollments=F("total_enrollments") + 1)
+
+    return enrol
+
+
+def counting_signal(stack: ExitStack) -> Enrol:
+    @transaction.atomic
+    def enrol(student: int, course: int) -> None:
+        SignalEnrollment.objects.create(student_id=student, course_id=course)
+
+    return enrol
+
+
+def lock_first(stack: ExitStack) -> Enrol:
+    @transaction.atomic
+    def enrol(student: int, course_key: int) -> None:
+        course = PlainCourse.objects.select_for_update().get(pk=course_key)
+        PlainEnrollment.objects.create(student_id=student, course=course)
+        course.total_enrollments += 1
+        course.save()
+
+    return enrol
+
+
+def computed_field(stack: ExitStack) -> Enrol:
+    stack.enter_context(computed_fields())
+
+    @transaction.atomic
+    def enrol(student: int, course: int) -> None:
+        ComputedEnrollment.objects.create(student_id=student, course_id=course)
+
+    return enrol
+
+
+def trigger(stack: ExitStack) -> Enrol:
+    return lambda student, course: TriggerEnrollment.objects.create(
+        student_id=student, course_id=course
+    )
+
+
+@dataclass(frozen=True)
+class Rival:
+    name: str
+    prepared: Callable[[ExitStack], Enrol]
+    course: type[Model]
+    row: type[Model]
+
+
+DRIVER = Rival(f"{FLOOR}, bare driver", by_driver, Course, Enrollment)
+SERVICE = Rival(f"{OURS}, enroll()", by_service, Course, Enrollment)
+SIGNAL = Rival("signal with COUNT, save", counting_signal, SignalCourse, SignalEnrollment)
+RIVALS = [
+    DRIVER,
+    Rival(
+        "bare driver, autocommit switched as Django does", by_driver_as_django, Course, Enrollment
+    ),
+    SERVICE,
+    Rival("row first, then F()", row_first, PlainCourse, PlainEnrollment),
+    SIGNAL,
+    Rival("select_for_update, row, save", lock_first, PlainCourse, PlainEnrollment),
+    Rival("django-computedfields", computed_field, ComputedCourse, ComputedEnrollment),
+    Rival("database trigger", trigger, TriggerCourse, TriggerEnrollment),
+]
+_numbers = itertools.count(1)
+
+
+def new_course(model: type[Model]) -> int:
+    number = next(_numbers)
+    return model.objects.create(title=f"Course {number}", slug=f"new-{number}").pk
+
+
+def writers(size: Size) -> Iterator[list[Work]]:
+    with database("enrolling"):
+        add_students(max(number * each for number, each in size.writers.items()))
+        for rival in RIVALS:
+            # Processes are forked from one that has done it before.
+            enrol_each(rival, new_course(rival.course), [1])
+        yield [
+            Work(
+                f"writers {number}",
+                f"enrol, one course, {number} writer{'s' if number > 1 else ''}",
+                [Way(rival.name, partial(race, rival, number, each)) for rival in RIVALS],
+            )
+            for number, each in size.writers.items()
+        ]
+
+
+def race(rival: Rival, number: int, each: int) -> Run:
+    """So many processes enrol so many students each in one new course."""
+    course = new_course(rival.course)
+    parts = [range(1 + n * each, 1 + (n + 1) * each) for n in range(number)]
+    results = run_in_processes(enrol_each, [(rival, course, part) for part in parts])
+    latencies = [latency for *_, some in results for latency in some]
+    counted = rival.row.objects.filter(course_id=course, status="active").count()
+    stored = rival.course.objects.get(pk=course).total_enrollments
+    return Run(
+        seconds=max(end for _, end, _ in results) - min(start for start, _, _ in results),
+        done=len(latencies),
+        failed=number * each - len(latencies),
+        drift=stored - counted,
+        latencies=latencies,
+    )
+
+
+def enrol_each(rival: Rival, course: int, students: Any) -> tuple[float, float, list[float]]:
+    """Return when it began and ended, and the seconds of each that succeeded."""
+    latencies = []
+    with ExitStack() as stack:
+        enrol = rival.prepared(stack)
+        began = time.perf_counter()  # the same clock in all processes
+        for student in students:
+            start = time.perf_counter()
+            try:
+                enrol(student, course)
+            except (DatabaseError, MySQLdb.Error):
+                continue
+            latencies.append(time.perf_counter() - start)
+        return began, time.perf_counter(), latencies
+
+
+def growth(size: Size) -> Iterator[list[Work]]:
+    rivals = [DRIVER, SERVICE, SIGNAL]
+    with database("growing"), ExitStack() as stack:
+        # More than the courses have, so that there is somebody to enrol.
+        students = max(size.growth) * 21 // 20 + 1_000
+        add_students(students)
+        works = []
+        for rows in size.growth:
+            ways = []
+            for rival in rivals:
+                course = new_course(rival.course)
+                add_rows(rival.row, courses=f"SELECT {course} AS id", most=rows, students=students)
+                others = map(partial(student_at, course, students), itertools.count(rows + 1))
+                calls = size.growth_calls if rival is not SIGNAL else size.growth_calls // 5
+                enrol = rival.prepared(stack)
+                ways.append(Way(rival.name, partial(_some, enrol, others, course, calls)))
+            works.append(Work(f"growth {rows}", f"enrol, course of {rows:,} rows", ways))
+        yield works
+
+
+def _some(enrol: Enrol, students: Iterator[int], course: int, calls: int) -> Run:
+    return timed_each(
+        partial(enrol, student, course) for student in itertools.islice(students, calls)
+    )
