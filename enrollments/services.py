@@ -22,7 +22,14 @@ from typing import Any, NamedTuple
 
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
-from django.db import IntegrityError, OperationalError, connection, transaction
+from django.db import (
+    DEFAULT_DB_ALIAS,
+    IntegrityError,
+    OperationalError,
+    connection,
+    connections,
+    transaction,
+)
 from django.db.models import F, Model, QuerySet
 from django.db.models.signals import post_save, pre_save
 from django.utils import timezone
@@ -295,14 +302,16 @@ _INSERTED = [
 
 def _insert_counted(row: Enrollment) -> bool:
     """Take a seat and insert the row, or neither; return which."""
-    sent = {"sender": Enrollment, "instance": row, "raw": False, "using": connection.alias}
-    with connection.cursor() as cursor:
+    # Looked up once, which Django's `connection` does for each of its attributes.
+    database = connections[DEFAULT_DB_ALIAS]
+    sent = {"sender": Enrollment, "instance": row, "raw": False, "using": database.alias}
+    with database.cursor() as cursor:
         cursor.execute(_TAKE_SEAT, [row.course_id])
         if not cursor.rowcount:
             return False
         pre_save.send(**sent, update_fields=None)
         values = [
-            field.get_db_prep_save(getattr(row, field.attname), connection) for field in _INSERTED
+            field.get_db_prep_save(getattr(row, field.attname), database) for field in _INSERTED
         ]
         try:
             cursor.execute(_INSERT, values)
@@ -311,7 +320,7 @@ def _insert_counted(row: Enrollment) -> bool:
             cursor.execute(_GIVE_SEAT_BACK, [row.course_id])
             return False
         row.pk = cursor.lastrowid
-    row._state.adding, row._state.db = False, connection.alias
+    row._state.adding, row._state.db = False, database.alias
     post_save.send(**sent, update_fields=None, created=True)
     return True
 
