@@ -101,7 +101,9 @@ def measured(given: argparse.Namespace) -> list[str]:
         "catalogue": catalogue,
         "import": partial(importing, given=given.open_university),
     }
-    command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+    # Without folders: it may be published.
+    words = [Path(word).name for word in sys.argv[1:]]
+    command = shlex.join(["python", "-m", "benchmarks", *words])
     lines = report.where(size=given.size, rounds=size.rounds, command=command)
     works: list[Work] = []
     for name in given.only or SECTIONS:

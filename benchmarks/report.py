@@ -13,7 +13,9 @@ from django.db import connection
 from benchmarks.measuring import FLOOR, OURS, Result, Work
 
 HEAD = ("work", "way", "× floor", "× ours", "per second", "failed", "drift", "p50 ms", "p99 ms")
-SIGNAL, ROW_FIRST, LOOP, BY_ROW = "signal", "row first", "loop", "row by row"
+SIGNAL, ROW_FIRST, BY_ROW = "signal", "row first", "row by row"
+LOOP, SAFE_LOOP = "loop over courses, COUNT", "loop over courses, lock"
+AS_DJANGO = "bare driver, autocommit"
 
 
 def where(*, size: str, rounds: int, command: str) -> list[str]:
@@ -79,9 +81,9 @@ def _rows(work: Work) -> Iterator[Sequence[str]]:
 
 
 def _ratio(value: float) -> str:
-    return (
-        f"{value:.2f}" if value < 9.995 else f"{value:,.1f}" if value < 99.95 else f"{value:,.0f}"
-    )
+    """To three digits."""
+    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:,.{digits}f}" if value else "0"
 
 
 def _rounded(value: float) -> str:
@@ -103,6 +105,8 @@ class Target:
     most: float | None = None
     least: float | None = None
     unit: str = "×"
+    # What else the same runs say about a target that was missed.
+    aside: Callable[[Mapping[str, Work]], str] | None = None
 
     def verdict(self, works: Mapping[str, Work]) -> str | None:
         try:
@@ -114,7 +118,10 @@ class Target:
         met = (self.most is None or value <= self.most) and (
             self.least is None or value >= self.least
         )
-        return f"- {self.text}: {_ratio(value)} {self.unit}, {'met' if met else '**missed**'}"
+        aside = f" ({self.aside(works)})" if self.aside and not met else ""
+        return (
+            f"- {self.text}: {_ratio(value)} {self.unit}, {'met' if met else '**missed**'}{aside}"
+        )
 
 
 def _times(key: str, slow: str, fast: str) -> Callable[[Mapping[str, Work]], float]:
@@ -134,7 +141,15 @@ def _flatness(works: Mapping[str, Work], way: str = OURS) -> float:
 
 
 TARGETS = [
-    Target("enrol, 1 writer, ≤ 2 × the floor's time", _times("writers 1", OURS, FLOOR), most=2),
+    Target(
+        "enrol, 1 writer, ≤ 2 × the floor's time",
+        _times("writers 1", OURS, FLOOR),
+        most=2,
+        aside=lambda works: (
+            "the driver alone, switching autocommit off and on as Django's transactions do: "
+            f"{_ratio(_times('writers 1', AS_DJANGO, FLOOR)(works))} ×; the rest is Python's time"
+        ),
+    ),
     Target(
         "enrol, 16 writers, ≥ 0.5 × the floor's rate", _times("writers 16", FLOOR, OURS), least=0.5
     ),
@@ -149,7 +164,7 @@ TARGETS = [
         least=5,
     ),
     Target(
-        "enrol, 1, 8 and 16 writers, no failures",
+        "enrol, no failures of 1, 8 and 16 writers",
         lambda works: sum(works[f"writers {number}"].of(OURS).failed for number in (1, 8, 16)),
         most=0,
         unit="failures",
@@ -157,7 +172,16 @@ TARGETS = [
     Target("enrol, largest course ≤ 1.1 × the smallest one's time", _flatness, most=1.1),
     Target("enroll_many ≤ 2 × the multi-row INSERT", _times("many", OURS, FLOOR), most=2),
     Target("check ≤ 1.5 × the grouped scan", _times("check", OURS, FLOOR), most=1.5),
-    Target("rebuild ≥ 20 × faster than the loop", _times("rebuild", LOOP, OURS), least=20),
+    Target(
+        "rebuild ≥ 20 × faster than the loop",
+        _times("rebuild", LOOP, OURS),
+        least=20,
+        aside=lambda works: (
+            f"the floor itself: {_ratio(_times('rebuild', LOOP, FLOOR)(works))} ×; than the loop "
+            "with locks, which is right while others enrol, as ours is: "
+            f"{_ratio(_times('rebuild', SAFE_LOOP, OURS)(works))} ×"
+        ),
+    ),
     Target("import ≥ 10 × faster than row by row", _times("import", BY_ROW, OURS), least=10),
     Target(
         "memory of the import ≤ 100 MiB above the idle process",

@@ -8,6 +8,7 @@ import pytest
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import AnonymousUser
 from django.db import connection, transaction
+from django.db.models.signals import post_save, pre_save
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
@@ -59,6 +60,28 @@ def test_enroll_takes_keys(student: Any, course: Course) -> None:
     row, changed = enroll(student=str(student.pk), course=course.pk)
     assert changed
     assert (row.student, row.course) == (student, course)
+
+
+def test_enroll_tells_signal_receivers_as_save_does(student: Any, course: Course) -> None:
+    earlier = datetime(2020, 2, 1, tzinfo=UTC)
+    heard = []
+
+    def before(instance: Enrollment, **kwargs: Any) -> None:
+        instance.enrollment_date = earlier
+
+    def after(instance: Enrollment, created: bool, **kwargs: Any) -> None:
+        heard.append((instance.pk, created))
+
+    pre_save.connect(before, sender=Enrollment)
+    post_save.connect(after, sender=Enrollment)
+    try:
+        enroll(student=student, course=course)
+    finally:
+        pre_save.disconnect(before, sender=Enrollment)
+        post_save.disconnect(after, sender=Enrollment)
+    row = Enrollment.objects.get()
+    assert row.enrollment_date == earlier
+    assert heard == [(row.pk, True)]
 
 
 def test_enroll_again_changes_nothing(student: Any, course: Course) -> None:
