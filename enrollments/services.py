@@ -15,9 +15,11 @@ import logging
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from enum import Enum, auto
+from enum import StrEnum
+from functools import cache
+from itertools import islice
 from typing import Any, NamedTuple
 
 from django.contrib.auth import get_user_model
@@ -30,7 +32,7 @@ from django.db import (
     connections,
     transaction,
 )
-from django.db.models import F, Model, QuerySet
+from django.db.models import F, IntegerField, Model, QuerySet
 from django.db.models.signals import post_save, pre_save
 from django.utils import timezone
 
@@ -65,16 +67,29 @@ class CourseCompleted(Exception):
     """The student has completed the course: staff can withdraw them, with `unenroll()`."""
 
 
+class Outcome(StrEnum):
+    """What a service did for one student."""
+
+    CREATED = "created"  # a new row
+    TAKEN_UP = "taken_up"  # a withdrawn row that counts again
+    WITHDRAWN = "withdrawn"  # a row that no longer counts
+    UPDATED = "updated"  # another status or other dates; counts as it did
+    UNCHANGED = "unchanged"
+    REFUSED = "refused"  # no seat
+
+
 @dataclass(frozen=True, slots=True)
 class BulkResult:
     """What a bulk service did: numbers of students, and who got no seat."""
 
-    created: int = 0  # a new row
-    taken_up: int = 0  # a withdrawn row that counts again
-    withdrawn: int = 0  # a row that no longer counts
-    updated: int = 0  # another status or other dates; counts as it did
+    created: int = 0
+    taken_up: int = 0
+    withdrawn: int = 0
+    updated: int = 0
     unchanged: int = 0
     refused: tuple[Any, ...] = ()  # keys of the students without a seat, in the given order
+    # By the student's key, in the given order; None where it was not asked for.
+    outcomes: Mapping[Any, Outcome] | None = field(default=None, repr=False)
 
     @property
     def changed(self) -> int:
@@ -83,12 +98,17 @@ class BulkResult:
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """What `register_many()` makes of one student's row. Dates are aware datetimes."""
+    """What `register_many()` makes of one student's row. Dates are aware datetimes.
+
+    Not `exact`: a row of that status keeps its dates. Otherwise a date that is None stays
+    as the row has it, and is now where it has none.
+    """
 
     student: Model | int
-    enrollment_date: datetime
+    enrollment_date: datetime | None
     withdrawal_date: datetime | None = None
     status: str = Status.ACTIVE
+    exact: bool = True
 
 
 def enroll(*, student: Model | int, course: Course | int) -> tuple[Enrollment, bool]:
@@ -98,7 +118,7 @@ def enroll(*, student: Model | int, course: Course | int) -> tuple[Enrollment, b
     Raises CourseFull.
     """
     row, outcome = _enroll(_key(student), _key(course, Course), timezone.now())
-    return row, outcome is not _Outcome.UNCHANGED
+    return row, outcome is not Outcome.UNCHANGED
 
 
 def unenroll(*, student: Model | int, course: Course | int) -> bool:
@@ -107,7 +127,7 @@ def unenroll(*, student: Model | int, course: Course | int) -> bool:
     False: there was no enrolment that counts. The row is kept, as withdrawn.
     """
     _, outcome = _write_one(_key(student), _key(course, Course), _withdrawn(timezone.now()))
-    return outcome is not _Outcome.UNCHANGED
+    return outcome is not Outcome.UNCHANGED
 
 
 def leave(*, student: Model | int, course: Course | int) -> bool:
@@ -117,13 +137,13 @@ def leave(*, student: Model | int, course: Course | int) -> bool:
     """
     withdraw = _withdrawn(timezone.now())
 
-    def target(row: Enrollment | None) -> _State | None:
+    def target(row: _State | None) -> _State | None:
         if row is not None and row.status == Status.COMPLETED:
             raise CourseCompleted("You have completed this course: it stays among yours.")
         return withdraw(row)
 
     _, outcome = _write_one(_key(student), _key(course, Course), target)
-    return outcome is not _Outcome.UNCHANGED
+    return outcome is not Outcome.UNCHANGED
 
 
 def set_status(*, student: Model | int, course: Course | int, status: str) -> bool:
@@ -135,7 +155,7 @@ def set_status(*, student: Model | int, course: Course | int, status: str) -> bo
     _require_status(status)
     now = timezone.now()
 
-    def target(row: Enrollment | None) -> _State | None:
+    def target(row: _State | None) -> _State | None:
         if row is None or row.status == status:
             return None
         if status == Status.WITHDRAWN:
@@ -145,7 +165,7 @@ def set_status(*, student: Model | int, course: Course | int, status: str) -> bo
     row, outcome = _write_one(_key(student), _key(course, Course), target)
     if row is None:
         raise NotEnrolled("The student has no enrolment in this course: enrol them first.")
-    return outcome is not _Outcome.UNCHANGED
+    return outcome is not Outcome.UNCHANGED
 
 
 def transfer(
@@ -161,32 +181,62 @@ def transfer(
     if source_key == target_key:
         raise ValueError("Source and target are the same course: name two.")
     row, outcome = _transfer(_key(student), source_key, target_key, timezone.now())
-    return row, outcome is not _Outcome.UNCHANGED
+    return row, outcome is not Outcome.UNCHANGED
 
 
-def enroll_many(*, course: Course | int, students: Iterable[Model | int]) -> BulkResult:
+def enroll_many(
+    *,
+    course: Course | int,
+    students: Iterable[Model | int],
+    chunk_size: int | None = None,
+    outcomes: bool = False,
+) -> BulkResult:
     """Enrol students in the given order until the course is full; the rest are refused.
 
-    One transaction, which holds the course until all are in.
+    Without `chunk_size`: all or nothing, in one transaction, which holds the course until all
+    are in. With it: that many students a transaction. Others enrol and leave in between, and
+    may take the last seats; after an error or a crash the earlier chunks are in, whole, and
+    the same call again brings in the rest. Inside a caller's `atomic()` it is the caller's
+    transaction that holds the course, and all goes back with it, with or without chunks.
+
+    `outcomes` asks for the outcome of each student. Raises ValueError for a `chunk_size`
+    below 1.
     """
-    target = _enrolled(timezone.now())
-    return _write_many(_key(course, Course), {_key(student): target for student in students})
+    targets = dict.fromkeys(_keys(students), _enrolled(timezone.now()))
+    return _write_chunks(_key(course, Course), targets, chunk_size, outcomes)
 
 
-def unenroll_many(*, course: Course | int, students: Iterable[Model | int]) -> BulkResult:
-    """Withdraw students; those without an enrolment that counts are left as they are."""
-    target = _withdrawn(timezone.now())
-    return _write_many(_key(course, Course), {_key(student): target for student in students})
+def unenroll_many(
+    *,
+    course: Course | int,
+    students: Iterable[Model | int],
+    chunk_size: int | None = None,
+    outcomes: bool = False,
+) -> BulkResult:
+    """Withdraw students; those without an enrolment that counts are left as they are.
+
+    `chunk_size` and `outcomes` are those of `enroll_many()`.
+    """
+    targets = dict.fromkeys(_keys(students), _withdrawn(timezone.now()))
+    return _write_chunks(_key(course, Course), targets, chunk_size, outcomes)
 
 
-def register_many(*, course: Course | int, registrations: Iterable[Registration]) -> BulkResult:
-    """Make rows exactly as given, with their dates: for records that are kept elsewhere.
+def register_many(
+    *,
+    course: Course | int,
+    registrations: Iterable[Registration],
+    chunk_size: int | None = None,
+    outcomes: bool = False,
+) -> BulkResult:
+    """Make rows as given, with their dates: for records that are kept elsewhere.
 
     Where a student is given twice, the last one counts. Seats go in the given order.
+    `chunk_size` and `outcomes` are those of `enroll_many()`.
     Raises ValueError for a status that doesn't exist or doesn't fit the dates.
     """
-    targets = {_key(item.student): _registered(item) for item in registrations}
-    return _write_many(_key(course, Course), targets)
+    now = timezone.now()
+    targets = {_key(item.student): _registered(item, now) for item in registrations}
+    return _write_chunks(_key(course, Course), targets, chunk_size, outcomes)
 
 
 def erase_student(*, student: Model | int) -> int:
@@ -210,36 +260,40 @@ class _State(NamedTuple):
     enrollment_date: datetime
     withdrawal_date: datetime | None
 
+    @property
+    def is_counted(self) -> bool:
+        return self.status in COUNTED_STATUSES
 
-# Says what a row is to be (None: as it is), given the row (None: there is none).
-_Target = Callable[[Enrollment | None], _State | None]
+
+# Says what a row is to be (None: as it is), given what it is (None: there is none).
+_Target = Callable[[_State | None], _State | None]
 
 
-class _Outcome(Enum):
-    CREATED = auto()
-    TAKEN_UP = auto()
-    WITHDRAWN = auto()
-    UPDATED = auto()
-    UNCHANGED = auto()
-    REFUSED = auto()
+class _Row(NamedTuple):
+    """A row as it is in the database, for a tenth of what a model instance costs."""
+
+    pk: Any
+    state: _State
 
 
 # By how much the counter moved for a row that was there before.
-_MOVED = {1: _Outcome.TAKEN_UP, 0: _Outcome.UPDATED, -1: _Outcome.WITHDRAWN}
+_MOVED = {1: Outcome.TAKEN_UP, 0: Outcome.UPDATED, -1: Outcome.WITHDRAWN}
+
+_Outcomes = dict[Any, Outcome]  # by student, in the given order
 
 
 class _Written(NamedTuple):
-    rows: dict[Any, Enrollment]  # by student, as they are now
-    outcomes: dict[Any, _Outcome]  # by student, in the given order
+    rows: dict[Any, _Row]  # by student, as they are now
+    outcomes: _Outcomes
 
 
 class _WrittenOne(NamedTuple):
     row: Enrollment | None
-    outcome: _Outcome
+    outcome: Outcome
 
     @property
     def is_unchanged(self) -> bool:
-        return self.outcome is _Outcome.UNCHANGED
+        return self.outcome is Outcome.UNCHANGED
 
 
 def _enrolled(now: datetime) -> _Target:
@@ -248,19 +302,33 @@ def _enrolled(now: datetime) -> _Target:
 
 
 def _withdrawn(now: datetime) -> _Target:
-    def target(row: Enrollment | None) -> _State | None:
+    def target(row: _State | None) -> _State | None:
         counted = row is not None and row.is_counted
         return _State(Status.WITHDRAWN, row.enrollment_date, now) if counted else None
 
     return target
 
 
-def _registered(item: Registration) -> _Target:
+def _registered(item: Registration, now: datetime) -> _Target:
     _require_status(item.status)
-    if (item.status == Status.WITHDRAWN) != (item.withdrawal_date is not None):
+    is_withdrawn = item.status == Status.WITHDRAWN
+    has_date = item.withdrawal_date is not None
+    if has_date != is_withdrawn and (has_date or item.exact):
         raise ValueError("A withdrawn registration has a withdrawal date, and no other has one.")
-    state = _State(item.status, item.enrollment_date, item.withdrawal_date)
-    return lambda row: None if row is not None and _state(row) == state else state
+    if item.exact:
+        if item.enrollment_date is None:
+            raise ValueError("An exact registration has an enrolment date.")
+        state = _State(item.status, item.enrollment_date, item.withdrawal_date)
+        return lambda row: None if row == state else state
+
+    def target(row: _State | None) -> _State | None:
+        if row is not None and row.status == item.status:
+            return None
+        keeps_date = row is not None and (row.is_counted or is_withdrawn)
+        began = item.enrollment_date or (row.enrollment_date if keeps_date else now)
+        return _State(item.status, began, (item.withdrawal_date or now) if is_withdrawn else None)
+
+    return target
 
 
 def _state(row: Enrollment) -> _State:
@@ -277,7 +345,7 @@ def _enroll_now(student_key: Any, course_key: Any, now: datetime) -> _WrittenOne
         student_id=student_key, course_id=course_key, status=Status.ACTIVE, enrollment_date=now
     )
     if _insert_counted(row):
-        return _WrittenOne(row, _Outcome.CREATED)
+        return _WrittenOne(row, Outcome.CREATED)
     # There is a row already, or no seat, or no such student or course.
     return _write_one_now(student_key, course_key, _enrolled(now))
 
@@ -332,22 +400,42 @@ def _write_one_now(student_key: Any, course_key: Any, target: _Target) -> _Writt
 
 def _one(course: Course, student_key: Any, target: _Target) -> _WrittenOne:
     rows, outcomes = _write(course, {student_key: target})
-    if outcomes[student_key] is _Outcome.REFUSED:
+    if outcomes[student_key] is Outcome.REFUSED:
         raise CourseFull(course)
-    return _WrittenOne(rows.get(student_key), outcomes[student_key])
+    row = rows.get(student_key)
+    return _WrittenOne(row and _enrollment(course, student_key, row), outcomes[student_key])
 
 
-def _write_many_now(course_key: Any, targets: Mapping[Any, _Target]) -> BulkResult:
+def _enrollment(course: Course, student_key: Any, row: _Row) -> Enrollment:
+    values = {"pk": row.pk, "student_id": student_key, "course_id": course.pk}
+    enrollment = Enrollment(**values, **row.state._asdict())
+    enrollment._state.adding, enrollment._state.db = False, connection.alias
+    return enrollment
+
+
+def _write_many_now(course_key: Any, targets: Mapping[Any, _Target]) -> _Outcomes:
     (course,) = _lock(course_key)
-    _, outcomes = _write(course, targets)
+    return _write(course, targets).outcomes
+
+
+def _write_chunks(
+    course_key: Any, targets: Mapping[Any, _Target], chunk_size: int | None, with_outcomes: bool
+) -> BulkResult:
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"The chunk size must be at least 1, not {chunk_size}.")
+    remaining = iter(targets.items())
+    outcomes = _write_many(course_key, dict(islice(remaining, chunk_size)))
+    while chunk := dict(islice(remaining, chunk_size)):
+        outcomes |= _write_many(course_key, chunk)
     number = Counter(outcomes.values())
     return BulkResult(
-        created=number[_Outcome.CREATED],
-        taken_up=number[_Outcome.TAKEN_UP],
-        withdrawn=number[_Outcome.WITHDRAWN],
-        updated=number[_Outcome.UPDATED],
-        unchanged=number[_Outcome.UNCHANGED],
-        refused=tuple(key for key, outcome in outcomes.items() if outcome is _Outcome.REFUSED),
+        created=number[Outcome.CREATED],
+        taken_up=number[Outcome.TAKEN_UP],
+        withdrawn=number[Outcome.WITHDRAWN],
+        updated=number[Outcome.UPDATED],
+        unchanged=number[Outcome.UNCHANGED],
+        refused=tuple(key for key, outcome in outcomes.items() if outcome is Outcome.REFUSED),
+        outcomes=outcomes if with_outcomes else None,
     )
 
 
@@ -355,16 +443,17 @@ def _transfer_now(student_key: Any, source_key: Any, target_key: Any, now: datet
     """Return the row in the target, and the outcome in the source."""
     courses = {course.pk: course for course in _lock(source_key, target_key)}
 
-    def leave(row: Enrollment | None) -> _State | None:
+    def leave(row: _State | None) -> _State | None:
         active = row is not None and row.status == Status.ACTIVE
         return _State(Status.WITHDRAWN, row.enrollment_date, now) if active else None
 
     left = _one(courses[source_key], student_key, leave)
     if left.is_unchanged:
-        row = _rows_of(courses[target_key], [student_key]).get(student_key)
-        if row is None or not row.is_counted:
+        there = courses[target_key]
+        row = _rows_of(there, [student_key]).get(student_key)
+        if row is None or not row.state.is_counted:
             raise NotEnrolled("The student has no active enrolment in the course to leave.")
-        return _WrittenOne(row, _Outcome.UNCHANGED)
+        return _WrittenOne(_enrollment(there, student_key, row), Outcome.UNCHANGED)
     entered = _one(courses[target_key], student_key, _enrolled(now))
     return _WrittenOne(entered.row, left.outcome)
 
@@ -386,7 +475,7 @@ def _erase_now(student_key: Any) -> int | None:
 def _found_as_left(earlier: _WrittenOne, now: _WrittenOne) -> bool:
     # The dates tell our writing from that of others, for each call has its own moment.
     return (
-        now.outcome is _Outcome.UNCHANGED
+        now.outcome is Outcome.UNCHANGED
         and earlier.row is not None
         and _state(earlier.row) == _state(now.row)
     )
@@ -394,7 +483,10 @@ def _found_as_left(earlier: _WrittenOne, now: _WrittenOne) -> bool:
 
 _enroll = in_transaction(_enroll_now, is_own_doing=_found_as_left)
 _write_one = in_transaction(_write_one_now, is_own_doing=_found_as_left)
-_write_many = in_transaction(_write_many_now, is_own_doing=lambda earlier, now: not now.changed)
+_write_many = in_transaction(
+    _write_many_now,
+    is_own_doing=lambda earlier, now: {*now.values()} <= {Outcome.UNCHANGED, Outcome.REFUSED},
+)
 _transfer = in_transaction(_transfer_now, is_own_doing=_found_as_left)
 _erase = in_transaction(_erase_now, is_own_doing=lambda earlier, now: now == 0)
 
@@ -408,11 +500,18 @@ def _lock(*course_keys: Any) -> list[Course]:
     return locked
 
 
-def _rows_of(course: Course, student_keys: Sequence[Any]) -> dict[Any, Enrollment]:
+def _rows_of(course: Course, student_keys: Sequence[Any]) -> dict[Any, _Row]:
+    rows = _unguarded().filter(course=course).values_list("student_id", "pk", *_State._fields)
+    if len(student_keys) > CHUNK and reads_are_current():
+        # Most of a course is read faster whole than looked for. One more than there are
+        # students: it has more rows than that.
+        found = list(rows[: len(student_keys) + 1])
+        if len(found) <= len(student_keys):
+            return {key: _Row(pk, _State(*state)) for key, pk, *state in found}
     return {
-        row.student_id: row
+        key: _Row(pk, _State(*state))
         for keys in _chunks(student_keys)
-        for row in _current(_unguarded().filter(course=course, student__in=keys))
+        for key, pk, *state in _current(rows.filter(student__in=keys))
     }
 
 
@@ -428,57 +527,98 @@ def _current(rows: QuerySet) -> QuerySet:
 def _write(course: Course, targets: Mapping[Any, _Target]) -> _Written:
     """Bring the rows of a locked course to their targets, and its counter with them."""
     rows = _rows_of(course, list(targets))
-    _require_students([key for key in targets if key not in rows])
     free = math.inf if course.capacity is None else course.capacity - course.total_enrollments
     delta = 0
-    outcomes: dict[Any, _Outcome] = {}
-    new: dict[Any, Enrollment] = {}
+    outcomes: _Outcomes = {}
+    new: dict[Any, _State] = {}
     changes: defaultdict[tuple[tuple[str, Any], ...], list[Any]] = defaultdict(list)
     for student_key, target in targets.items():
         row = rows.get(student_key)
-        state = target(row)
+        before = None if row is None else row.state
+        state = target(before)
         if state is None:
-            outcomes[student_key] = _Outcome.UNCHANGED
+            outcomes[student_key] = Outcome.UNCHANGED
             continue
-        move = (state.status in COUNTED_STATUSES) - (row is not None and row.is_counted)
+        move = state.is_counted - (before is not None and before.is_counted)
         if move > 0 and delta + move > free:
-            outcomes[student_key] = _Outcome.REFUSED
+            outcomes[student_key] = Outcome.REFUSED
             continue
         delta += move
-        if row is None:
-            outcomes[student_key] = _Outcome.CREATED
-            new[student_key] = Enrollment(
-                student_id=student_key, course_id=course.pk, **state._asdict()
-            )
+        if before is None:
+            outcomes[student_key] = Outcome.CREATED
+            new[student_key] = state
         else:
             outcomes[student_key] = _MOVED[move]
-            change = {k: v for k, v in state._asdict().items() if getattr(row, k) != v}
-            changes[tuple(change.items())].append(row.pk)
-            row.status, row.enrollment_date, row.withdrawal_date = state
-    if not _insert(*new.values()):
-        _require_students(list(new))
-        raise IntegrityError(f"Others write rows of course {course.pk} without its lock.")
+            named = zip(_State._fields, before, state, strict=True)
+            changes[tuple((name, now) for name, was, now in named if was != now)].append(row.pk)
+            rows[student_key] = _Row(row.pk, state)
+    # Of new rows, the foreign key says it where it is checked at once.
+    unproven = targets if connection.features.can_defer_constraint_checks else targets.keys() - new
+    _require_students([key for key in unproven if key not in rows])
+    rows |= _insert_new(course, new)
     for change, keys in changes.items():
         for chunk in _chunks(keys):
             _require_all(_unguarded().filter(pk__in=chunk).update(**dict(change)), chunk)
     _move_counter(course, delta)
-    return _Written(rows | new, outcomes)
+    return _Written(rows, outcomes)
 
 
-def _insert(*rows: Enrollment) -> bool:
-    """Insert rows, and return whether their keys allowed it."""
+def _insert_new(course: Course, new: Mapping[Any, _State]) -> dict[Any, _Row]:
+    """Insert rows of a locked course; return them where they are as few as one."""
+    if len(new) == 1:
+        ((student_key, state),) = new.items()
+        row = Enrollment(student_id=student_key, course_id=course.pk, **state._asdict())
+        if _insert(row):
+            return {student_key: _Row(row.pk, state)}
+    elif _insert_many(course, new):
+        return {}
+    _require_students(list(new))
+    raise IntegrityError(f"Others write rows of course {course.pk} without its lock.")
+
+
+def _insert(row: Enrollment) -> bool:
+    """Insert a row, and return whether its keys allowed it."""
     try:
-        if len(rows) == 1:
-            rows[0].save_base(force_insert=True)  # learns its key on every database
-        else:
-            _unguarded().bulk_create(rows, batch_size=CHUNK)
+        row.save_base(force_insert=True)  # learns its key on every database
     except IntegrityError:
-        if len(rows) == 1 and not rows[0]._state.adding:
+        if not row._state.adding:
             raise  # it is in: this comes from somebody's signal receiver
         # MariaDB, MySQL and SQLite undo the one statement that failed, so that this
         # transaction can go on.
         transaction.set_rollback(False)
         return False
+    return True
+
+
+def _insert_many(course: Course, new: Mapping[Any, _State]) -> bool:
+    """Insert rows, and return whether their keys allowed it.
+
+    Not bulk_create(), and what rows have in common is quoted once and not once a row: either
+    takes longer than the database does, and all that time the course is locked.
+    """
+    student = Enrollment._meta.get_field("student")
+    others = [Enrollment._meta.get_field(name) for name in ("course", *_State._fields)]
+    quote_name = connection.ops.quote_name
+    columns = ", ".join(quote_name(field.column) for field in (student, *others))
+    into = f"INSERT INTO {quote_name(Enrollment._meta.db_table)} ({columns}) VALUES "
+    prepare, quote = student.target_field.get_db_prep_value, connection.schema_editor().quote_value
+
+    @cache
+    def row_of(state: _State) -> str:
+        values = zip(others, (course.pk, *state), strict=True)
+        prepared = (field.get_db_prep_save(value, connection) for field, value in values)
+        quoted = ("NULL" if value is None else str(quote(value)) for value in prepared)
+        return f"(%s, {', '.join(quoted)})"
+
+    with connection.cursor() as cursor:
+        for keys in _chunks(list(new)):
+            rows = ", ".join([row_of(new[key]) for key in keys])
+            try:
+                cursor.execute(
+                    into + rows, [prepare(key, connection, prepared=True) for key in keys]
+                )
+            except IntegrityError:
+                return False
     return True
 
 
@@ -516,6 +656,17 @@ def _require_students(keys: Sequence[Any]) -> None:
 def _require_status(status: str) -> None:
     if status not in Status.values:
         raise ValueError(f"“{status}” is no status: use one of {', '.join(Status.values)}.")
+
+
+def _keys(students: Iterable[Any]) -> list[Any]:
+    model = get_user_model()
+    keys = [student.pk if isinstance(student, model) else student for student in students]
+    if {*map(type, keys)} == {int} and isinstance(model._meta.pk, IntegerField):
+        # What is asked of whole numbers is a range.
+        for key in (min(keys), max(keys)):
+            _key(key, model)
+        return keys
+    return [_key(key, model) for key in keys]
 
 
 def _key(value: Any, model: type[Model] | None = None) -> Any:

@@ -15,9 +15,11 @@ from django.utils import timezone
 from courses.models import Course
 from enrollments.models import Enrollment
 from enrollments.services import (
+    CHUNK,
     BulkResult,
     CourseFull,
     NotEnrolled,
+    Outcome,
     Registration,
     enroll,
     enroll_many,
@@ -417,6 +419,116 @@ def test_more_students_than_fit_in_one_statement(course: Course, make_students: 
     assert stored(course) == 4_500
 
 
+def test_outcomes_are_told_on_request(make_course: Make, make_students: Make) -> None:
+    course = make_course(capacity=2)
+    here, left, new, late = make_students(4)
+    enroll_many(course=course, students=[here, left])
+    unenroll(student=left, course=course)
+    everybody = [late, left, here, new]
+    result = enroll_many(course=course, students=everybody, outcomes=True)
+    assert list(result.outcomes.items()) == [
+        (late.pk, Outcome.CREATED),
+        (left.pk, Outcome.REFUSED),
+        (here.pk, Outcome.UNCHANGED),
+        (new.pk, Outcome.REFUSED),
+    ]
+    assert result.outcomes[late.pk] == "created"
+    result = unenroll_many(course=course, students=everybody, outcomes=True)
+    assert [*result.outcomes.values()] == ["withdrawn", "unchanged", "withdrawn", "unchanged"]
+    assert unenroll_many(course=course, students=everybody).outcomes is None
+
+
+def test_chunks_are_transactions_of_their_own(course: Course, make_students: Make) -> None:
+    students = make_students(7)
+    enroll(student=students[6], course=course)
+    with CaptureQueriesContext(connection) as queries:
+        result = enroll_many(
+            course=course, students=[*students, students[0]], chunk_size=3, outcomes=True
+        )
+    assert (result.created, result.unchanged) == (6, 1)
+    assert list(result.outcomes) == [student.pk for student in students]
+    moved = [query["sql"] for query in queries if query["sql"].startswith("UPDATE")]
+    assert len(moved) == 2
+    assert stored(course) == 7
+    assert unenroll_many(course=course, students=students, chunk_size=1).withdrawn == 7
+
+
+def test_chunks_take_seats_in_the_given_order(make_course: Make, make_students: Make) -> None:
+    course, students = make_course(capacity=3), make_students(5)
+    result = enroll_many(course=course, students=students, chunk_size=2)
+    assert (result.created, result.refused) == (3, (students[3].pk, students[4].pk))
+
+
+@pytest.mark.parametrize("service", [enroll_many, unenroll_many])
+def test_a_chunk_holds_somebody(service: Make, course: Course, student: Any) -> None:
+    with pytest.raises(ValueError, match="at least 1, not 0"):
+        service(course=course, students=[student], chunk_size=0)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_error_leaves_whole_chunks_and_the_same_call_completes(
+    course: Course, make_students: Make
+) -> None:
+    students = make_students(5)
+    with pytest.raises(User.DoesNotExist):
+        enroll_many(course=course, students=[*students, NOBODY], chunk_size=2)
+    assert stored(course) == 4
+    assert enroll_many(course=course, students=students, chunk_size=2).created == 1
+    with pytest.raises(User.DoesNotExist):
+        unenroll_many(course=course, students=[*students, NOBODY])
+    assert stored(course) == 5
+
+
+def test_chunks_inside_a_transaction_go_back_with_it(course: Course, make_students: Make) -> None:
+    with suppress(Undo), transaction.atomic():
+        enroll_many(course=course, students=make_students(3), chunk_size=1)
+        raise Undo
+    assert stored(course) == 0
+    assert not Enrollment.objects.exists()
+
+
+@pytest.mark.parametrize("number", [CHUNK + 1, 3 * CHUNK])
+def test_an_unknown_student_among_many_undoes_all(
+    course: Course, make_students: Make, number: int
+) -> None:
+    students = [student.pk for student in make_students(number)]
+    with pytest.raises(User.DoesNotExist, match=f"the key {NOBODY}"):
+        enroll_many(course=course, students=[*students, NOBODY])
+    assert not Enrollment.objects.exists()
+    assert stored(course) == 0
+
+
+def test_a_small_course_is_read_whole_and_a_large_one_is_not(
+    course: Course, make_students: Make
+) -> None:
+    students = make_students(2 * CHUNK + 2)
+    some, others = students[: CHUNK + 1], students[CHUNK + 1 :]
+    enroll_many(course=course, students=some)
+    for asked, reads, result in [
+        (students, 1, BulkResult(created=CHUNK + 1, unchanged=CHUNK + 1)),
+        (others, 1 + 2, BulkResult(unchanged=CHUNK + 1)),
+    ]:
+        with CaptureQueriesContext(connection) as queries:
+            assert enroll_many(course=course, students=asked) == result
+        rows = [q["sql"] for q in queries if q["sql"].startswith("SELECT")]
+        assert len([sql for sql in rows if "enrollments_enrollment" in sql]) == reads
+    assert stored(course) == len(students)
+
+
+def test_many_rows_are_as_single_ones_are(
+    make_course: Make, make_students: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = timezone.now()
+    monkeypatch.setattr(timezone, "now", lambda: now)
+    one, many = make_course(), make_course()
+    first, second = make_students(2)
+    enroll(student=first, course=one)
+    enroll_many(course=many, students=[first, second])
+    names = ["student", "status", "enrollment_date", "withdrawal_date"]
+    rows = Enrollment.objects.filter(student=first).values(*names)
+    assert rows.get(course=one) == rows.get(course=many)
+
+
 def test_dates_of_their_own_cost_no_statements_of_their_own(
     course: Course, make_students: Make
 ) -> None:
@@ -472,6 +584,54 @@ def test_register_many_refuses_what_makes_no_sense(
     )
     with pytest.raises(ValueError, match=r"withdrawal date|no status"):
         register_many(course=course, registrations=[registration])
+
+
+def test_a_registration_without_dates_keeps_those_of_the_row(
+    course: Course, make_students: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day, now = datetime(2014, 10, 1, tzinfo=UTC), timezone.now()
+    here, left, new = make_students(3)
+    gone = day + timedelta(days=12)
+    dated = [
+        Registration(student=here, enrollment_date=day),
+        Registration(student=left, enrollment_date=day, withdrawal_date=gone, status="withdrawn"),
+    ]
+    register_many(course=course, registrations=dated)
+    monkeypatch.setattr(timezone, "now", lambda: now)
+
+    def register(status: str, enrolled: datetime | None = None) -> BulkResult:
+        return register_many(
+            course=course,
+            registrations=[
+                Registration(student=student, enrollment_date=enrolled, status=status, exact=False)
+                for student in (here, left, new)
+            ],
+        )
+
+    def rows() -> list[tuple[Any, ...]]:
+        names = ["status", "enrollment_date", "withdrawal_date"]
+        return list(Enrollment.objects.order_by("student").values_list(*names))
+
+    assert register("withdrawn") == BulkResult(withdrawn=1, created=1, unchanged=1)
+    assert rows() == [
+        ("withdrawn", day, now),
+        ("withdrawn", day, gone),
+        ("withdrawn", now, now),
+    ]
+    assert register("withdrawn", gone) == BulkResult(unchanged=3)
+    assert register("active").taken_up == 3
+    assert rows() == [("active", now, None)] * 3
+    assert register("completed", day).updated == 3
+    assert rows() == [("completed", day, None)] * 3
+    assert register("active").updated == 3
+    assert rows() == [("active", day, None)] * 3
+
+
+def test_an_exact_registration_has_a_date(course: Course, student: Any) -> None:
+    with pytest.raises(ValueError, match="has an enrolment date"):
+        register_many(
+            course=course, registrations=[Registration(student=student, enrollment_date=None)]
+        )
 
 
 # erase_student ----------------------------------------------------------------------
