@@ -1,12 +1,13 @@
-"""Registrations from a file: read line by line, registered through the bulk services."""
+"""Files of any size, brought in through the bulk services, in bounded memory."""
 
-import csv
-import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
+from datetime import datetime
+from itertools import groupby, islice
+from typing import Any, NamedTuple
 
 from django.contrib.auth import get_user_model
 from django.contrib.auth.hashers import make_password
@@ -14,259 +15,330 @@ from django.db import transaction
 
 from courses.models import Course, Subject
 from courses.transactions import in_transaction
-from enrollments.services import BulkResult, Registration, register_many
-
-# What a value looks like, and what it then is.
-_FORMS = {
-    "code_module": (r"\w{1,50}", "module code"),
-    "code_presentation": (r"\w{1,50}", "presentation code"),
-    "id_student": (r"\d{1,20}", "whole number"),
-    "date_registration": (r"([+-]?\d{1,5})?", "number of days"),
-    "date_unregistration": (r"([+-]?\d{1,5})?", "number of days"),
-}
-# The Open University's presentations begin in October (J) and in February (B).
-_START_MONTHS = {"J": 10, "B": 2}
-
-
-class UnreadableFile(Exception):
-    """The file isn't what it should be. Nothing was written."""
-
-
-@dataclass(frozen=True, slots=True)
-class BadLine:
-    """A line that was passed over, and why."""
-
-    number: int
-    reason: str
-
-    def __str__(self) -> str:
-        return f"Line {self.number}: {self.reason}"
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One registration, as the file has it."""
-
-    number: int
-    subject: str
-    course: str
-    username: str
-    enrollment_date: datetime
-    withdrawal_date: datetime | None
-
-    @property
-    def slug(self) -> str:
-        return self.course.lower()
+from enrollments.files import EnrollmentFile, PassedOver, Refused, Row
+from enrollments.services import CHUNK, Outcome, Registration, register_many
 
 
 @dataclass(slots=True)
 class Summary:
-    """What an import did, or would do. Numbers of lines, and of what was made for them."""
+    """What an import did, or would do. Every row has one outcome: they add up to `rows`."""
 
-    lines: int = 0
-    courses_made: int = 0
-    students_made: int = 0
+    rows: int = 0
     created: int = 0
     taken_up: int = 0
     withdrawn: int = 0
     updated: int = 0
     unchanged: int = 0
+    passed_over: int = 0  # about others than students
     refused: int = 0
-    bad: int = 0
+    courses_made: int = 0
+    students_made: int = 0
 
-    def add(self, result: BulkResult) -> None:
-        for name in ("created", "taken_up", "withdrawn", "updated", "unchanged"):
-            setattr(self, name, getattr(self, name) + getattr(result, name))
-        self.refused += len(result.refused)
-
-
-def read_registrations(*, path: Path, starts: Mapping[str, date]) -> Iterator[Line | BadLine]:
-    """Yield the lines of an Open University `studentRegistration.csv`.
-
-    `starts` gives the first day of presentations where it isn't October 1 or February 1.
-    Raises UnreadableFile.
-    """
-    number = 1
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(file, strict=True)
-            header = [name.strip() for name in next(rows, [])]
-            if any(header.count(name) != 1 for name in _FORMS):
-                raise UnreadableFile(
-                    f"{path} has other columns: its first line must name each of "
-                    f"{', '.join(_FORMS)} once."
-                )
-            first_lines: dict[tuple[str, str], int] = {}
-            number = rows.line_num + 1
-            for values in rows:
-                if values:
-                    yield _line(number, header, values, starts, first_lines)
-                number = rows.line_num + 1
-    except OSError as error:
-        raise UnreadableFile(f"{path} can't be read: {error.strerror}.") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UnreadableFile(
-            f"{path} is no CSV file in UTF-8 from line {number} on: {error}."
-        ) from error
+    def count(self, outcome: Outcome) -> None:
+        setattr(self, outcome, getattr(self, outcome) + 1)
 
 
-def import_registrations(
+def import_file(
     *,
-    lines: Iterable[Line | BadLine],
+    file: EnrollmentFile,
+    refuse: Callable[[Refused], object],
     dry_run: bool = False,
-    complain: Callable[[BadLine], object],
-    looked_at: Callable[[int], object],
+    existing_only: bool = False,
+    expect: Callable[[int], object] = lambda rows: None,
+    looked_at: Callable[[int], object] = lambda rows: None,
 ) -> Summary:
-    """Register all good lines, making the courses and students that they need.
+    """Bring in all rows that can be, making the courses and students that they need.
 
-    Reads to the end before it writes; then each course is a transaction of its own. Bad
-    lines, and students for whom there is no seat, go to `complain` one by one, and change
-    nothing for the others. `looked_at` is called with the number of lines done.
-    With `dry_run` everything is done and rolled back, a course at a time.
+    Reads to the end before it writes. Then up to CHUNK students of one course are a
+    transaction: who leaves comes before who enters, else the order is the file's. Where a
+    student has several rows in a course, it counts if one of them does. What is committed
+    when it breaks off stays, and the next run does the rest. What the file lacks is left
+    alone. Refused rows go to `refuse`, and change nothing for others.
+
+    With `dry_run` each transaction is rolled back. With `existing_only` rows are refused that
+    name a course or a student that isn't there. `expect` is called with the number of good
+    rows, once it is known; `looked_at` with the number done. Raises UnreadableFile, and then
+    nothing was written.
     """
     summary = Summary()
-    by_course: defaultdict[str, list[Line]] = defaultdict(list)
-    for line in lines:
-        summary.lines += 1
-        if isinstance(line, BadLine):
-            summary.bad += 1
-            complain(line)
-        else:
-            by_course[line.slug].append(line)
-    looked_at(summary.bad)
-    # A dry run makes a student again for each of their courses.
-    made_students: set[str] = set()
-    for _, group in sorted(by_course.items()):
-        written = _register(group, dry_run)
-        summary.add(written.result)
-        summary.courses_made += written.course_made
-        made_students |= written.made_students
-        for bad in written.without_seat:
-            complain(bad)
-        looked_at(len(group))
-    summary.students_made = len(made_students)
+    with closing(_Spool()) as spool:
+        total = spool.fill(_good_rows(file, summary, refuse))
+        for repeated in spool.without_repeated(file):
+            summary.refused += 1
+            total -= 1
+            refuse(repeated)
+        expect(total)
+        for _, rows in groupby(spool.deciding_rows(), key=lambda row: row.course):
+            course_made, moved = False, 0
+            for chunk in _chunks(rows):
+                done = _register(chunk, file.format.exact, existing_only, dry_run, moved)
+                for row in chunk:
+                    summary.count(done.outcomes[row.student])
+                    if reason := done.reasons.get(row.student):
+                        refuse(Refused(row.number, reason, row.values))
+                course_made, moved = course_made or done.course_made, done.moved
+                spool.remember(done.students_made)
+                total -= len(chunk)
+                looked_at(len(chunk))
+            summary.courses_made += course_made
+        summary.students_made = spool.number_remembered()
+    # The other rows of students whose deciding row is done.
+    summary.unchanged += total
+    looked_at(total)
     return summary
 
 
-@dataclass(frozen=True, slots=True)
-class _Written:
-    result: BulkResult
+def _good_rows(
+    file: EnrollmentFile, summary: Summary, refuse: Callable[[Refused], object]
+) -> Iterator[Row]:
+    for row in file:
+        summary.rows += 1
+        if isinstance(row, Row):
+            yield row
+        elif isinstance(row, PassedOver):
+            summary.passed_over += 1
+        else:
+            summary.refused += 1
+            refuse(row)
+
+
+def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    rows = iter(rows)
+    while chunk := list(islice(rows, CHUNK)):
+        yield chunk
+
+
+class _Spool:
+    """The rows of a file, in a temporary database on disk, in the order in which they go in."""
+
+    def __init__(self) -> None:
+        # The empty name: SQLite's own temporary file, gone with the connection.
+        self._db = sqlite3.connect("", isolation_level=None)
+        self._db.executescript(
+            """
+            PRAGMA journal_mode = OFF;
+            CREATE TABLE line (
+                number INTEGER PRIMARY KEY, vals TEXT, course TEXT, title TEXT, subject TEXT,
+                student TEXT, part TEXT, status TEXT, began TEXT, ended TEXT
+            );
+            CREATE TABLE made (student TEXT PRIMARY KEY) WITHOUT ROWID;
+            """
+        )
+
+    def close(self) -> None:
+        self._db.close()
+
+    def fill(self, rows: Iterable[Row]) -> int:
+        """Take all rows, and return their number."""
+        self._db.execute("BEGIN")
+        filled = self._db.executemany(
+            f"INSERT INTO line VALUES ({', '.join('?' * len(Row._fields))})",
+            map(_as_values, rows),
+        )
+        self._db.execute("COMMIT")
+        return filled.rowcount
+
+    def without_repeated(self, file: EnrollmentFile) -> Iterator[Refused]:
+        """Take out the rows whose part an earlier row has already, and yield them."""
+        if (reason := file.format.repeated) is None:
+            return
+        # What rows of the same part must agree in.
+        agreeing = [] if file.format.refuses_equals else ["course", "student", "status"]
+        same = " AND ".join(f"{name} = FIRST_VALUE({name}) OVER part" for name in agreeing)
+        self._db.execute(
+            f"""
+            CREATE TEMPORARY TABLE repeated AS SELECT number, first FROM (
+                SELECT number, FIRST_VALUE(number) OVER part AS first, {same or "0"} AS same
+                FROM line WINDOW part AS (PARTITION BY part ORDER BY number)
+            ) WHERE number > first AND NOT same
+            """
+        )
+        found = self._db.execute(
+            "SELECT line.*, first FROM line NATURAL JOIN repeated ORDER BY number"
+        )
+        for *values, first in found:
+            row = _as_row(values)
+            yield Refused(row.number, reason(row, first), row.values)
+        self._db.execute("DELETE FROM line WHERE number IN (SELECT number FROM repeated)")
+
+    def deciding_rows(self) -> Iterator[Row]:
+        """Yield one row for each student of each course, a course after the other.
+
+        Of rows of the same part it is the last, of those the one that counts most. Who
+        leaves comes first: their seats are free then, in this run and not in the next.
+        """
+        yield from map(
+            _as_row,
+            self._db.execute(
+                """
+            WITH last AS (
+                SELECT
+                    number, course, student, status,
+                    ROW_NUMBER() OVER (PARTITION BY part ORDER BY number DESC) AS back,
+                    MIN(number) OVER (PARTITION BY course, student) AS place
+                FROM line
+            ), best AS (
+                -- active, completed, withdrawn: as the alphabet has them
+                SELECT number, course, place, status = 'withdrawn' AS leaves, ROW_NUMBER() OVER (
+                    PARTITION BY course, student ORDER BY status, number
+                ) AS nth
+                FROM last WHERE back = 1
+            )
+            SELECT line.* FROM best JOIN line USING (number) WHERE nth = 1
+            ORDER BY best.course, leaves DESC, place
+            """
+            ),
+        )
+
+    def remember(self, students: Iterable[str]) -> None:
+        self._db.executemany("INSERT OR IGNORE INTO made VALUES (?)", zip(students))
+
+    def number_remembered(self) -> int:
+        """Return the number of different students. A dry run makes them once a course."""
+        ((number,),) = self._db.execute("SELECT COUNT(*) FROM made")
+        return number
+
+
+def _as_values(row: Row) -> list[Any]:
+    number, values, *others, began, ended = row
+    dates = (moment and moment.isoformat() for moment in (began, ended))
+    return [number, json.dumps(values), *others, *dates]
+
+
+def _as_row(values: Sequence[Any]) -> Row:
+    number, values, *others, began, ended = values
+    dates = (moment and datetime.fromisoformat(moment) for moment in (began, ended))
+    return Row(number, json.loads(values), *others, *dates)
+
+
+class _Done(NamedTuple):
+    """What became of the students of one chunk."""
+
+    outcomes: dict[str, Outcome]
+    reasons: dict[str, str]  # of those who are refused
+    students_made: set[str]
     course_made: bool
-    made_students: set[str]
-    without_seat: list[BadLine]
+    moved: int  # the counter, by all that was rolled back
+
+    @property
+    def changed_nothing(self) -> bool:
+        return {*self.outcomes.values()} <= {Outcome.UNCHANGED, Outcome.REFUSED}
 
 
-def _register_now(lines: list[Line], dry_run: bool) -> _Written:
-    """Register the lines of one course."""
-    any_line = lines[0]
-    course, course_made = Course.objects.get_or_create(
-        slug=any_line.slug,
-        defaults={"title": any_line.course, "subject": lambda: _subject(any_line.subject)},
-    )
-    students, made_students = _students([line.username for line in lines])
-    # Who left comes first: their seats are free then, in this run and not in the next.
-    by_key = {
-        students[line.username]: line
-        for line in sorted(lines, key=lambda line: line.withdrawal_date is None)
-    }
-    result = register_many(
+class _NoCourse(Exception):
+    """There is no course to register students in; the message says why."""
+
+
+def _register_now(
+    rows: list[Row], exact: bool, existing_only: bool, dry_run: bool, moved: int
+) -> _Done:
+    """Register students of one course. `moved` is by how much its counter would be, had those
+    before them not been rolled back."""
+    try:
+        course, course_made = _course(rows[0], existing_only)
+    except _NoCourse as error:
+        names = [row.student for row in rows]
+        refused = dict.fromkeys(names, Outcome.REFUSED)
+        return _Done(refused, dict.fromkeys(names, str(error)), set(), False, moved)
+    students, students_made = _students([row.student for row in rows], existing_only)
+    if dry_run:
+        before = _seats_as_taken(course, moved)
+    outcomes = register_many(
         course=course,
         registrations=[
             Registration(
-                student=key,
-                enrollment_date=line.enrollment_date,
-                withdrawal_date=line.withdrawal_date,
-                status="active" if line.withdrawal_date is None else "withdrawn",
+                student=students[row.student],
+                enrollment_date=row.enrollment_date,
+                withdrawal_date=row.withdrawal_date,
+                status=row.status,
+                exact=exact,
             )
-            for key, line in by_key.items()
+            for row in rows
+            if row.student in students
         ],
-    )
-    without_seat = [
-        BadLine(
-            by_key[key].number, f"{any_line.course} is full, no seat for {by_key[key].username}"
-        )
-        for key in result.refused
-    ]
+        outcomes=True,
+    ).outcomes
     if dry_run:
+        moved = Course.objects.values_list("total_enrollments", flat=True).get(pk=course.pk)
+        moved -= before
         transaction.set_rollback(True)
-    return _Written(result, course_made, made_students, without_seat)
+    by_name = {
+        row.student: outcomes.get(students.get(row.student), Outcome.REFUSED) for row in rows
+    }
+    nobody = "there is no user {}" if existing_only else _SPELLED_OTHERWISE
+    reasons = {
+        name: f"{rows[0].title} is full, no seat for {name}"
+        if name in students
+        else nobody.format(name)
+        for name, outcome in by_name.items()
+        if outcome is Outcome.REFUSED
+    }
+    return _Done(by_name, reasons, students_made, course_made, moved)
 
 
-_register = in_transaction(_register_now, is_own_doing=lambda earlier, now: not now.result.changed)
+_register = in_transaction(_register_now, is_own_doing=lambda earlier, now: now.changed_nothing)
+
+# The database's own idea of what is equal: on MariaDB 'anna' is 'ANNA', and 'Jose' 'José'.
+_SPELLED_OTHERWISE = (
+    "{} can't be told from another user, whose name differs in case or accents only"
+)
 
 
-def _subject(name: str) -> Subject:
+def _course(row: Row, existing_only: bool) -> tuple[Course, bool]:
+    """Return the course of a row, and whether it was made. Raises _NoCourse."""
+    alike = list(Course.objects.filter(slug__in={row.course, row.title}))
+    # Ids differ in more than case; slugs that somebody wrote may have capital letters.
+    for course in sorted(alike, key=lambda course: course.slug != row.course):
+        if course.slug.lower() == row.course:
+            return course, False
+    if alike:
+        raise _NoCourse(
+            f"{row.title} can't be told from the course “{alike[0].title}”, whose slug "
+            f"{alike[0].slug} differs in accents only"
+        )
+    if existing_only:
+        raise _NoCourse(f"there is no course {row.title}, with the slug {row.course}")
+    defaults = {"title": row.title, "subject": lambda: _subject(row.subject)}
+    return Course.objects.get_or_create(slug=row.course, defaults=defaults)
+
+
+def _subject(name: str) -> Subject | None:
+    if not name:
+        return None
     # Both name and slug are unique, and the subject may have another slug.
     there = Subject.objects.filter(name=name).first()
     return there or Subject.objects.get_or_create(slug=name.lower(), defaults={"name": name})[0]
 
 
-def _students(usernames: list[str]) -> tuple[dict[str, int], set[str]]:
-    """Return the keys of all by username, and the usernames that were made for it."""
+def _seats_as_taken(course: Course, moved: int) -> int:
+    """Move a course's counter as those would have who were rolled back; return what it was."""
+    locked = Course.objects.select_for_update().filter(pk=course.pk)
+    before = locked.values_list("total_enrollments", flat=True).get()
+    Course.objects.filter(pk=course.pk).update(total_enrollments=max(0, before + moved))
+    return before
+
+
+def _students(usernames: list[str], existing_only: bool) -> tuple[dict[str, Any], set[str]]:
+    """Return the keys of users by their exact names, and the names that were made.
+
+    Those that are missing then can't be told from somebody else in this database.
+    """
+    wanted = set(usernames)
+    found = _keys_of(wanted)
+    missing = wanted - found.keys()
+    if not missing or existing_only:
+        return found, set()
     users = get_user_model()._default_manager
-    known = users.only("username")
-    found = known.in_bulk(usernames, field_name="username")
-    if missing := set(usernames) - found.keys():
-        users.bulk_create(
-            [
-                users.model(username=username, password=make_password(None))
-                for username in sorted(missing)
-            ],
-            batch_size=1_000,
-            # Another import may be making them as well.
-            ignore_conflicts=True,
-        )
-        found |= known.in_bulk(missing, field_name="username")
-    return {username: user.pk for username, user in found.items()}, missing
+    users.bulk_create(
+        [users.model(username=name, password=make_password(None)) for name in sorted(missing)],
+        # Another import may be making them as well.
+        ignore_conflicts=True,
+    )
+    made = _keys_of(missing)
+    return found | made, set(made)
 
 
-def _line(
-    number: int,
-    header: list[str],
-    values: list[str],
-    starts: Mapping[str, date],
-    first_lines: dict[tuple[str, str], int],
-) -> Line | BadLine:
-    try:
-        if len(values) != len(header):
-            raise ValueError(f"the number of fields is {len(values)} instead of {len(header)}")
-        given = dict(zip(header, map(_present, values), strict=True))
-        for name, (form, what) in _FORMS.items():
-            if not re.fullmatch(form, given[name], re.ASCII):
-                raise ValueError(f"{name} {given[name]!r:.80} is no {what}")
-        module, presentation, student, registered, unregistered = (given[name] for name in _FORMS)
-        start = _start(presentation, starts)
-        line = Line(
-            number=number,
-            subject=module,
-            course=f"{module}-{presentation}",
-            username=student,
-            enrollment_date=start + timedelta(days=int(registered or 0)),
-            withdrawal_date=start + timedelta(days=int(unregistered)) if unregistered else None,
-        )
-        first = first_lines.setdefault((line.slug, student), number)
-        if first != number:
-            raise ValueError(f"student {student} is in {line.course} by line {first} already")
-    except OverflowError:
-        return BadLine(number, "a date is not within the years 1 to 9999")
-    except ValueError as error:
-        return BadLine(number, str(error))
-    return line
-
-
-def _present(value: str) -> str:
-    value = value.strip()
-    return "" if value == "?" else value
-
-
-def _start(presentation: str, starts: Mapping[str, date]) -> datetime:
-    if presentation in starts:
-        day = starts[presentation]
-    elif re.fullmatch(r"[12]\d{3}[BJ]", presentation, re.ASCII):
-        day = date(int(presentation[:4]), _START_MONTHS[presentation[4]], 1)
-    else:
-        raise ValueError(
-            f"code_presentation {presentation!r} has no known start: "
-            "name it with --start PRESENTATION=YYYY-MM-DD"
-        )
-    return datetime(day.year, day.month, day.day, tzinfo=UTC)
+def _keys_of(usernames: set[str]) -> dict[str, Any]:
+    users = get_user_model()._default_manager
+    alike = users.filter(username__in=usernames).values_list("username", "pk")
+    return {name: key for name, key in alike if name in usernames}

@@ -1,4 +1,7 @@
+import csv
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -7,59 +10,114 @@ from django.core.management.base import CommandParser
 from tqdm import tqdm
 
 from courses.management.one_line import OneLineErrorCommand
-from enrollments.importing import (
-    BadLine,
-    Summary,
-    UnreadableFile,
-    import_registrations,
-    read_registrations,
-)
+from enrollments.files import Refused, UnreadableFile, enrollment_file
+from enrollments.importing import Summary, import_file
 
 
 class Command(OneLineErrorCommand):
     help = (
-        "Imports registrations from the Open University's studentRegistration.csv: makes "
-        "courses and students as needed, sets each enrolment to what the file says, and "
-        "leaves alone what the file lacks. Run again, it changes nothing. Exit status: 0 all "
-        "lines are in, 1 some were passed over, 2 the file can't be read."
+        "Imports enrolments from a Canvas or OneRoster enrollments.csv, or from the Open "
+        "University's studentRegistration.csv: makes courses and students as needed, sets each "
+        "enrolment to what the file says, and leaves alone what the file lacks. Run again, it "
+        "changes nothing. Exit status: 0 all rows are applied, 1 some were refused, 2 the file "
+        "can't be read."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("file", metavar="FILE", type=Path)
+        parser.add_argument(
+            "file",
+            metavar="FILE",
+            type=Path,
+            help="as it is, or packed with gzip, bzip2, xz or zip; - is standard input",
+        )
+        parser.add_argument(
+            "--dry-run", action="store_true", help="say what would be done, and do nothing"
+        )
+        parser.add_argument(
+            "--existing-only",
+            action="store_true",
+            help="refuse rows that name courses or users that aren't there, and make none",
+        )
+        parser.add_argument(
+            "--report",
+            metavar="CSV",
+            type=Path,
+            help="write the refused rows there, with line and reason, instead of telling each",
+        )
+        parser.add_argument(
+            "--encoding", help="cp1252, for instance (default: UTF-8, or UTF-16 with its mark)"
+        )
         parser.add_argument(
             "--start",
             action="append",
             default=[],
             dest="starts",
             metavar="PRESENTATION=YYYY-MM-DD",
-            help="first day of a presentation (default: October 1 of the year for J, "
-            "February 1 for B); may be repeated",
-        )
-        parser.add_argument(
-            "--dry-run", action="store_true", help="say what would be done, and do nothing"
+            help="first day of an Open University presentation (default: October 1 of the year "
+            "for J, February 1 for B); may be repeated",
         )
 
     def handle(
-        self, *, file: Path, starts: list[str], dry_run: bool, verbosity: int, **options: Any
+        self,
+        *,
+        file: Path,
+        dry_run: bool,
+        existing_only: bool,
+        report: Path | None,
+        encoding: str | None,
+        starts: list[str],
+        verbosity: int,
+        **options: Any,
     ) -> None:
         first_days = dict(self._start(given) for given in starts)
+        self._require_encoding(encoding)
         try:
-            # Read once: it may be a pipe, or change meanwhile.
-            lines = list(read_registrations(path=file, starts=first_days))
+            with (
+                enrollment_file(path=file, encoding=encoding, starts=first_days) as opened,
+                self._refused(report, opened.header) as refuse,
+                self.progress(total=None, unit="row") as bar,
+            ):
+                summary = import_file(
+                    file=opened,
+                    refuse=refuse,
+                    dry_run=dry_run,
+                    existing_only=existing_only,
+                    expect=bar.reset,
+                    looked_at=bar.update,
+                )
         except UnreadableFile as error:
             raise self.bad_input(str(error)) from error
-        with self.progress(total=len(lines), unit="line") as bar:
-            summary = import_registrations(
-                lines=lines, dry_run=dry_run, complain=self._complain, looked_at=bar.update
-            )
         if verbosity:
             self.stdout.write(self._told(summary, dry_run=dry_run))
-        if summary.bad or summary.refused:
+        if summary.refused:
             sys.exit(1)
 
-    def _complain(self, bad: BadLine) -> None:
+    @contextmanager
+    def _refused(
+        self, report: Path | None, header: list[str]
+    ) -> Iterator[Callable[[Refused], object]]:
+        if report is None:
+            yield self._complain
+            return
+        try:
+            with report.open("w", encoding="utf-8", newline="") as file:
+                rows = csv.writer(file)
+                rows.writerow(["line", "reason", *header])
+                yield lambda row: rows.writerow([row.number, row.reason, *row.values])
+        except OSError as error:
+            raise self.bad_input(f"{report} can't be written: {error.strerror}.") from error
+
+    def _complain(self, refused: Refused) -> None:
         with tqdm.external_write_mode():
-            self.stderr.write(str(bad))
+            self.stderr.write(str(refused))
+
+    def _require_encoding(self, encoding: str | None) -> None:
+        try:
+            "".encode(encoding or "utf-8")
+        except LookupError:
+            raise self.bad_input(
+                f"--encoding takes a name like cp1252, not {encoding!r}."
+            ) from None
 
     def _start(self, given: str) -> tuple[str, date]:
         presentation, _, day = given.partition("=")
@@ -76,8 +134,8 @@ class Command(OneLineErrorCommand):
             f"{done.withdrawn} withdrawn",
             f"{done.updated} updated",
             f"{done.unchanged} unchanged",
-            f"{done.refused} without a seat",
-            f"{done.bad} bad lines",
+            f"{done.passed_over} passed over",
+            f"{done.refused} refused",
         ]
         would = "Dry run, nothing is changed. It would be: " if dry_run else ""
-        return f"{would}{done.lines} lines: {', '.join(parts)}."
+        return f"{would}{done.rows} rows: {', '.join(parts)}."
