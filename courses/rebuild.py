@@ -1,7 +1,9 @@
 """Finding drift without locks, and correcting it without stopping anybody."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from courses.models import Course
 from courses.querysets import CourseQuerySet, true_count
@@ -10,6 +12,8 @@ from courses.transactions import in_transaction
 BATCH_SIZE = 1_000  # courses looked at in one query
 # Courses locked at once. Of 1,000 keys MariaDB makes a join, which locks what it passes by.
 MOST_LOCKED = 500
+# Rows counted while they are locked, unless one course has more: some 50 milliseconds.
+MOST_COUNTED = 200_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,63 +30,119 @@ class Drift:
         return self.stored - self.true
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What was done with one batch of courses."""
+
+    first_id: int
+    last_id: int
+    looked_at: int  # number of courses
+    drifted: int  # of those
+    locked_for: float  # seconds, in the longest of its transactions
+
+
 def find_drift(
     *,
     courses: CourseQuerySet | None = None,
     batch_size: int = BATCH_SIZE,
+    pause: float = 0.0,
     looked_at: Callable[[int], object] | None = None,
+    batch_done: Callable[[Batch], object] | None = None,
 ) -> Iterator[Drift]:
     """Yield the courses that drifted, in key order. Takes no lock and changes nothing.
 
     Row and counter are committed together, and each batch is one query: what differs
-    there did differ, however busy the site is. `looked_at` is called after each batch
-    with its number of courses.
+    there did differ, however busy the site is. Between batches it rests for `pause` seconds.
+    `looked_at` is called after each with its number of courses, `batch_done` with all of it.
     """
-    for batch in _drifted_batches(courses, batch_size, looked_at):
-        yield from batch
+    for batch in _batches(courses, batch_size, pause):
+        yield from (found := [course for course in batch if course.drift])
+        _tell(batch, found, 0.0, looked_at, batch_done)
 
 
 def rebuild(
     *,
     courses: CourseQuerySet | None = None,
     batch_size: int = BATCH_SIZE,
+    pause: float = 0.0,
     looked_at: Callable[[int], object] | None = None,
+    batch_done: Callable[[Batch], object] | None = None,
 ) -> Iterator[Drift]:
     """Correct the courses that drifted, and yield each with the count that was stored.
 
     Looks first, without locks; only what looks wrong is locked, recounted and corrected,
-    at most MOST_LOCKED in one transaction. A course is yielded after its correction is committed.
-    Run it outside a transaction, so that locks are held for one batch only.
+    at most MOST_LOCKED courses of MOST_COUNTED rows together in one transaction. A course is
+    yielded after its correction is committed. The rest is as for `find_drift()`. Run it
+    outside a transaction, so that locks are held for one batch only.
     """
-    for batch in _drifted_batches(courses, batch_size, looked_at):
-        for start in range(0, len(batch), MOST_LOCKED):
-            yield from _correct([found.course_id for found in batch[start : start + MOST_LOCKED]])
+    for batch in _batches(courses, batch_size, pause):
+        found: list[Drift] = []
+        locked_for = 0.0
+        for course_keys in _at_once([course for course in batch if course.drift]):
+            corrected = _correct(course_keys)
+            locked_for = max(locked_for, time.monotonic() - corrected.locked_at)
+            found += corrected.courses
+            yield from corrected.courses
+        _tell(batch, found, locked_for, looked_at, batch_done)
 
 
-def _drifted_batches(
-    courses: CourseQuerySet | None,
-    batch_size: int,
-    looked_at: Callable[[int], object] | None,
+def _batches(
+    courses: CourseQuerySet | None, batch_size: int, pause: float
 ) -> Iterator[list[Drift]]:
     if batch_size < 1:
         raise ValueError(f"The batch size must be at least 1, not {batch_size}.")
     # Joins that the caller's courses come with would yield a course once a row.
     courses = Course.objects.all() if courses is None else courses.distinct()
-    remaining = courses.with_true_count().order_by("pk")
-    while batch := list(
-        remaining.values_list("pk", "title", "total_enrollments", "true_count")[:batch_size]
-    ):
-        found = [Drift(*values) for values in batch]
-        if drifted := [course for course in found if course.drift]:
-            yield drifted
-        if looked_at:
-            looked_at(len(batch))
-        remaining = remaining.filter(pk__gt=batch[-1][0])
+    # The rows of each course are counted by a range of their index: on MariaDB that is as
+    # fast as one grouped scan, and a third faster than to join with one.
+    ordered = courses.with_true_count().order_by("pk")
+    columns = ordered.values_list("pk", "title", "total_enrollments", "true_count")
+    batch = [Drift(*values) for values in columns[:batch_size]]
+    while batch:
+        yield batch
+        remaining = columns.filter(pk__gt=batch[-1].course_id)
+        if len(batch) == batch_size:
+            time.sleep(pause)
+        batch = [Drift(*values) for values in remaining[:batch_size]]
 
 
-def _correct_now(course_keys: Sequence[int]) -> list[Drift]:
+def _at_once(found: Sequence[Drift]) -> Iterator[list[int]]:
+    """Yield the keys of courses that are locked together."""
+    keys: list[int] = []
+    rows = 0
+    for course in found:
+        if keys and (len(keys) == MOST_LOCKED or rows + course.true > MOST_COUNTED):
+            yield keys
+            keys, rows = [], 0
+        keys.append(course.course_id)
+        rows += course.true
+    if keys:
+        yield keys
+
+
+def _tell(
+    batch: list[Drift],
+    found: list[Drift],
+    locked_for: float,
+    looked_at: Callable[[int], object] | None,
+    batch_done: Callable[[Batch], object] | None,
+) -> None:
+    if looked_at:
+        looked_at(len(batch))
+    if batch_done:
+        first, last = batch[0].course_id, batch[-1].course_id
+        batch_done(Batch(first, last, len(batch), len(found), locked_for))
+
+
+class _Corrected(NamedTuple):
+    courses: list[Drift]
+    locked_at: float
+
+
+def _correct_now(course_keys: Sequence[int]) -> _Corrected:
     courses = Course.objects.filter(pk__in=course_keys).order_by("pk")
     before = list(courses.select_for_update())
+    locked_at = time.monotonic()
     recount_locked(course_keys)
     # Read with a lock again: a plain read may be of before.
     after = dict(courses.select_for_update().values_list("pk", "total_enrollments"))
@@ -90,10 +150,10 @@ def _correct_now(course_keys: Sequence[int]) -> list[Drift]:
         Drift(course.pk, course.title, course.total_enrollments, after[course.pk])
         for course in before
     ]
-    return [course for course in found if course.drift]
+    return _Corrected([course for course in found if course.drift], locked_at)
 
 
-_correct = in_transaction(_correct_now, is_own_doing=lambda earlier, now: not now)
+_correct = in_transaction(_correct_now, is_own_doing=lambda earlier, now: not now.courses)
 
 
 def recount_locked(course_keys: Sequence[int]) -> None:

@@ -8,7 +8,7 @@ from django.test.utils import CaptureQueriesContext
 
 from courses.models import Course
 from courses.querysets import true_count
-from courses.rebuild import Drift, find_drift, rebuild
+from courses.rebuild import Batch, Drift, find_drift, rebuild
 from enrollments.services import enroll, enroll_many, unenroll
 from tests.conftest import drifts
 from tests.rivals import Rival
@@ -66,6 +66,44 @@ def test_only_so_many_courses_are_locked_at_once(
     written = [query["sql"] for query in queries if query["sql"].startswith("UPDATE")]
     assert len(written) == 3
     assert drifts() == {}
+
+
+def test_only_so_many_rows_are_counted_under_locks(
+    courses: list[Course], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A course of more rows has a transaction of its own: others needn't wait for it."""
+    Course.objects.update(total_enrollments=9)
+    for most, transactions in [(7, 3), (6, 3), (5, 5), (1, 5), (15, 1)]:
+        monkeypatch.setattr("courses.rebuild.MOST_COUNTED", most)
+        with CaptureQueriesContext(connection) as queries:
+            assert len(list(rebuild())) == 5
+        written = [query["sql"] for query in queries if query["sql"].startswith("UPDATE")]
+        assert len(written) == transactions
+        assert drifts() == {}
+        Course.objects.update(total_enrollments=9)
+    list(rebuild())
+
+
+@pytest.mark.parametrize("look_or_correct", [find_drift, rebuild])
+def test_each_batch_is_told(courses: list[Course], look_or_correct: Make) -> None:
+    told: list[Batch] = []
+    list(look_or_correct(batch_size=2, batch_done=told.append))
+    keys = [course.pk for course in courses]
+    assert [(b.first_id, b.last_id, b.looked_at, b.drifted) for b in told] == [
+        (keys[0], keys[1], 2, 1),
+        (keys[2], keys[3], 2, 1),
+        (keys[4], keys[4], 1, 0),
+    ]
+    assert [batch.locked_for > 0 for batch in told] == [look_or_correct is rebuild] * 2 + [False]
+
+
+def test_it_rests_between_batches_and_not_after_the_last(
+    courses: list[Course], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rests: list[float] = []
+    monkeypatch.setattr("courses.rebuild.time.sleep", rests.append)
+    list(rebuild(batch_size=2, pause=0.5))
+    assert rests == [0.5, 0.5]
 
 
 def test_only_the_given_courses_are_corrected(courses: list[Course]) -> None:

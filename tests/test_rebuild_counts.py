@@ -1,6 +1,7 @@
 import json
 import os
 import pty
+import re
 import termios
 from collections.abc import Callable
 from pathlib import Path
@@ -126,9 +127,44 @@ def test_course_id_keeps_to_these(
     assert list(drifts()) == ["“No rows”\n"]
 
 
+def test_start_id_goes_on_from_there(
+    capsys: pytest.CaptureFixture[str], drifted: dict[str, Course]
+) -> None:
+    said = run(capsys, "--start-id", str(drifted["Low"].pk), "--pause", "0.01")
+    assert said.endswith("\n3 courses looked at: 3 drifted and corrected.\n")
+    assert list(drifts()) == ["High"]
+
+
+def test_verbose_tells_each_batch(
+    capsys: pytest.CaptureFixture[str], drifted: dict[str, Course]
+) -> None:
+    keys = sorted(course.pk for course in drifted.values())
+    with pytest.raises(SystemExit):
+        call_command("rebuild_counts", "--check", "-v", "2", "--batch-size", "3")
+    said = capsys.readouterr().out
+    assert f"\nCourses {keys[0]} to {keys[2]}: 3 looked at, 2 drifted\n" in said
+    said = run(capsys, "-v", "2", "--batch-size", "3")
+    line = f"\nCourses {keys[3]} to {keys[4]}: 2 looked at, 2 corrected, locked for "
+    assert re.search(re.escape(line) + r"\d\.\d{3} s at most\n", said)
+    assert run(capsys, "-v", "2", "--json") == ""
+
+
+def test_courses_are_not_counted_for_a_bar_that_nobody_sees(
+    capsys: pytest.CaptureFixture[str], course: Course
+) -> None:
+    with CaptureQueriesContext(connection) as queries:
+        run(capsys)
+    assert len(queries) == 2
+    assert not any("COUNT(*)" in query["sql"] for query in queries)
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
+        (["--pause", "-1"], "--pause takes seconds from 0 to 86400, not '-1'."),
+        (["--pause", "nan"], "not 'nan'."),
+        (["--pause", "long"], "not 'long'."),
+        (["--start-id", "one"], "--start-id takes whole numbers from 1 on, not 'one'."),
         (["--course-id", "0"], "--course-id takes whole numbers from 1 on, not '0'."),
         (["--course-id", "1.5"], "not '1.5'."),
         (["--course-id", str(2**63)], f"not '{2**63}'."),

@@ -45,7 +45,7 @@ class OneLineErrorCommand(BaseCommand):
         return CommandError(message, returncode=2)
 
     @staticmethod
-    def progress(*, total: int, unit: str) -> tqdm:
+    def progress(*, total: int | None, unit: str) -> tqdm:
         """A bar on standard error: only on a terminal, and gone when it is done."""
         return tqdm(total=total, unit=unit, disable=None, leave=False, dynamic_ncols=True)
 

@@ -8,7 +8,7 @@ from tqdm import tqdm
 from courses.management.one_line import OneLineErrorCommand
 from courses.models import Course
 from courses.querysets import CourseQuerySet
-from courses.rebuild import BATCH_SIZE, Drift, find_drift, rebuild
+from courses.rebuild import BATCH_SIZE, Batch, Drift, find_drift, rebuild
 
 
 class Command(OneLineErrorCommand):
@@ -39,6 +39,17 @@ class Command(OneLineErrorCommand):
             help="courses looked at in one query (default: %(default)s)",
         )
         parser.add_argument(
+            "--pause",
+            default=0.0,
+            metavar="SECONDS",
+            help="rest between batches, for a database that is busy (default: %(default)s)",
+        )
+        parser.add_argument(
+            "--start-id",
+            metavar="ID",
+            help="only courses from this id on: to go on where a run was stopped",
+        )
+        parser.add_argument(
             "--json",
             action="store_true",
             dest="as_json",
@@ -51,20 +62,38 @@ class Command(OneLineErrorCommand):
         course_ids: list[str] | None,
         check: bool,
         batch_size: str,
+        pause: str,
+        start_id: str | None,
         as_json: bool,
         verbosity: int,
         **options: Any,
     ) -> None:
         courses = self._courses(course_ids)
-        size = self._whole_number(batch_size, "--batch-size")
-        look_or_correct = find_drift if check else rebuild
-        found = 0
-        with self.progress(total=courses.count(), unit="course") as bar:
-            for drift in look_or_correct(courses=courses, batch_size=size, looked_at=bar.update):
+        if start_id is not None:
+            courses = courses.filter(pk__gte=self._whole_number(start_id, "--start-id"))
+        found = looked_at = 0
+        # Counted only for whom it is shown to: a million courses take their time.
+        total = courses.count() if self.stderr.isatty() else None
+        with self.progress(total=total, unit="course") as bar:
+
+            def batch_done(batch: Batch) -> None:
+                nonlocal looked_at
+                looked_at += batch.looked_at
+                bar.update(batch.looked_at)
+                if verbosity > 1 and not as_json:
+                    with tqdm.external_write_mode():
+                        self.stdout.write(self._batch(batch, check=check))
+
+            look_or_correct = find_drift if check else rebuild
+            for drift in look_or_correct(
+                courses=courses,
+                batch_size=self._whole_number(batch_size, "--batch-size"),
+                pause=self._seconds(pause),
+                batch_done=batch_done,
+            ):
                 found += 1
                 with tqdm.external_write_mode():
                     self.stdout.write(self._line(drift, check=check, as_json=as_json))
-            looked_at = bar.total
         if not as_json and verbosity:
             self.stdout.write(self._summary(looked_at, found, check=check))
         if check and found:
@@ -89,6 +118,21 @@ class Command(OneLineErrorCommand):
         if not 0 < number < 2**63:
             raise self.bad_input(f"{option} takes whole numbers from 1 on, not {value!r}.")
         return number
+
+    def _seconds(self, value: str | float) -> float:
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = -1.0
+        if not 0 <= seconds <= 86_400:
+            raise self.bad_input(f"--pause takes seconds from 0 to 86400, not {value!r}.")
+        return seconds
+
+    def _batch(self, batch: Batch, *, check: bool) -> str:
+        seen = f"Courses {batch.first_id} to {batch.last_id}: {batch.looked_at} looked at"
+        if check:
+            return f"{seen}, {batch.drifted} drifted"
+        return f"{seen}, {batch.drifted} corrected, locked for {batch.locked_for:.3f} s at most"
 
     def _line(self, found: Drift, *, check: bool, as_json: bool) -> str:
         if as_json:
