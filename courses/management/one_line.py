@@ -2,7 +2,11 @@
 
 import os
 import sys
-from typing import Any, NoReturn
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import Error, InterfaceError, OperationalError, ProgrammingError, connection
@@ -45,9 +49,46 @@ class OneLineErrorCommand(BaseCommand):
         return CommandError(message, returncode=2)
 
     @staticmethod
+    def add_output_argument(parser: CommandParser) -> None:
+        parser.add_argument(
+            "--output",
+            metavar="FILE",
+            type=Path,
+            help="write there, whole or not at all (default: standard output)",
+        )
+
+    @contextmanager
+    def output(self, path: Path | None) -> Iterator[TextIO]:
+        """The file to write to: standard output, or one that is whole or not there."""
+        try:
+            with nullcontext(self.stdout) if path is None else _whole_file(path) as file:
+                yield file
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            name = path or "Standard output"
+            raise self.bad_input(f"{name} can't be written: {error.strerror}.") from error
+
+    @staticmethod
     def progress(*, total: int | None, unit: str) -> tqdm:
         """A bar on standard error: only on a terminal, and gone when it is done."""
         return tqdm(total=total, unit=unit, disable=None, leave=False, dynamic_ncols=True)
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[TextIO]:
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(descriptor, "w", encoding="utf-8", newline="") as file:
+            yield file
+            # It was made for its owner only, and is to be as open as any other file.
+            umask = os.umask(0)
+            os.umask(umask)
+            os.fchmod(descriptor, 0o666 & ~umask)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
 
 
 def _explained(error: Error) -> str:

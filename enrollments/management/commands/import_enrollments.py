@@ -2,7 +2,6 @@ import csv
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from tqdm import tqdm
 from courses.management.one_line import OneLineErrorCommand
 from enrollments.files import Refused, UnreadableFile, enrollment_file
 from enrollments.importing import Summary, import_file
+from enrollments.management.starts import add_start_argument, first_days
 
 
 class Command(OneLineErrorCommand):
@@ -47,15 +47,7 @@ class Command(OneLineErrorCommand):
         parser.add_argument(
             "--encoding", help="cp1252, for instance (default: UTF-8, or UTF-16 with its mark)"
         )
-        parser.add_argument(
-            "--start",
-            action="append",
-            default=[],
-            dest="starts",
-            metavar="PRESENTATION=YYYY-MM-DD",
-            help="first day of an Open University presentation (default: October 1 of the year "
-            "for J, February 1 for B); may be repeated",
-        )
+        add_start_argument(parser)
 
     def handle(
         self,
@@ -69,11 +61,11 @@ class Command(OneLineErrorCommand):
         verbosity: int,
         **options: Any,
     ) -> None:
-        first_days = dict(self._start(given) for given in starts)
+        days = first_days(starts)
         self._require_encoding(encoding)
         try:
             with (
-                enrollment_file(path=file, encoding=encoding, starts=first_days) as opened,
+                enrollment_file(path=file, encoding=encoding, starts=days) as opened,
                 self._refused(report, opened.header) as refuse,
                 self.progress(total=None, unit="row") as bar,
             ):
@@ -118,13 +110,6 @@ class Command(OneLineErrorCommand):
             raise self.bad_input(
                 f"--encoding takes a name like cp1252, not {encoding!r}."
             ) from None
-
-    def _start(self, given: str) -> tuple[str, date]:
-        presentation, _, day = given.partition("=")
-        try:
-            return presentation, date.fromisoformat(day)
-        except ValueError:
-            raise self.bad_input(f"--start takes PRESENTATION=YYYY-MM-DD, not {given!r}.") from None
 
     def _told(self, done: Summary, *, dry_run: bool) -> str:
         parts = [
