@@ -1,6 +1,7 @@
 """Runs of ways to do one work, interleaved; medians of them."""
 
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -106,9 +107,8 @@ def measure(works: Sequence[Work], *, rounds: int, done: Callable[[], object]) -
         work.runs = [[] for _ in work.ways]
     for number in range(rounds):
         for work in works:
-            # Each way comes first once: who comes first may find the machine in another state.
-            for turn in range(len(work.ways)):
-                place = (turn + number) % len(work.ways)
+            # In another order each time: a way may find the machine as the one before left it.
+            for place in random.Random(number).sample(range(len(work.ways)), len(work.ways)):
                 work.runs[place].append(work.ways[place].run())
                 done()
 

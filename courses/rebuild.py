@@ -141,8 +141,8 @@ class _Corrected(NamedTuple):
 
 def _correct_now(course_keys: Sequence[int]) -> _Corrected:
     courses = Course.objects.filter(pk__in=course_keys).order_by("pk")
+    locked_at = time.monotonic()  # the first of them; the others may have to be waited for
     before = list(courses.select_for_update())
-    locked_at = time.monotonic()
     recount_locked(course_keys)
     # Read with a lock again: a plain read may be of before.
     after = dict(courses.select_for_update().values_list("pk", "total_enrollments"))

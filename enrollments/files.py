@@ -284,9 +284,6 @@ class EnrollmentFile:
                 return None
             except csv.Error as error:
                 return self._first_line_only(str(error))
-            if len(values) not in (0, len(self.header)) and self._lines.are_several:
-                # A quote that is never closed swallows the good lines that come after.
-                return self._first_line_only("a quote is opened and not closed")
             self._number += self._lines.taken()
         return self._read(number, values)
 
@@ -297,8 +294,12 @@ class EnrollmentFile:
     def _read(self, number: int, values: list[str]) -> Row | PassedOver | Refused:
         try:
             if len(values) != len(self.header):
+                last = self._number - 1
+                # Nobody can tell a stray quote from a line in a field, which is nobody's row.
+                quoted = f", for quotes make lines {number} to {last} one row"
                 raise ValueError(
                     f"the number of fields is {len(values)} instead of {len(self.header)}"
+                    + (quoted if last > number else "")
                 )
             if _UNDECODABLE in "".join(values):
                 raise ValueError(
@@ -410,10 +411,6 @@ class _Lines:
             while rest and rest[-1] not in "\r\n":
                 rest = self._text.readline(_LONGEST)
         return line
-
-    @property
-    def are_several(self) -> bool:
-        return len(self._taken) > 1
 
     def taken(self) -> int:
         """Return how many lines were taken since this was called last."""

@@ -40,7 +40,7 @@ from courses.models import Course
 from courses.rebuild import recount_locked
 from courses.transactions import in_transaction, reads_are_current
 from enrollments.models import Enrollment
-from enrollments.querysets import COUNTED_STATUSES
+from enrollments.querysets import COUNTED_STATUSES, DirectWriteError
 
 logger = logging.getLogger(__name__)
 
@@ -377,7 +377,13 @@ def _insert_counted(row: Enrollment) -> bool:
         cursor.execute(_TAKE_SEAT, [row.course_id])
         if not cursor.rowcount:
             return False
+        course_key = row.course_id
         pre_save.send(**sent, update_fields=None)
+        if row.course_id != course_key or not row.is_counted:
+            raise DirectWriteError(
+                "A receiver of pre_save changed an enrolment's course or status, which moves "
+                "counters: call enrollments.services instead."
+            )
         values = [
             field.get_db_prep_save(getattr(row, field.attname), database) for field in _INSERTED
         ]
@@ -678,7 +684,8 @@ def _key(value: Any, model: type[Model] | None = None) -> Any:
     try:
         key = model._meta.pk.to_python(value)
         model._meta.pk.run_validators(key)
-    except ValidationError:
+        model._meta.pk.get_db_prep_value(key, connection)
+    except (ValidationError, ValueError):  # MySQL has no key 0
         raise model.DoesNotExist(f"There is no {model.__name__} with the key {value!r}.") from None
     return key
 

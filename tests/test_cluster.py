@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -79,7 +80,9 @@ def test_a_rebuild_that_counted_before_others_wrote_is_undone(
             _correct_now([course.pk])
             elsewhere(lambda: service(student=student, course=course))
 
-    with pytest.raises(OperationalError, match="1213"):
+    undone = pytest.raises(OperationalError, match="1213")
+    # A right course is locked and not written: the other change may as well come afterwards.
+    with undone if damage else suppress(OperationalError):
         correct_meanwhile()
     list(rebuild())
     assert drifts() == {}

@@ -1,5 +1,6 @@
 import csv
 import io
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +28,7 @@ from enrollments.services import (
 )
 from tests.commands import manage
 from tests.conftest import drifts
+from tests.rivals import Rival
 
 Make = Callable[..., Any]
 DAY = datetime(2013, 10, 20, tzinfo=UTC)
@@ -162,6 +164,21 @@ def test_courses_with_their_counts(make_course: Make, make_students: Make, tmp_p
             [str(wrong.pk), wrong.slug, wrong.title, "", "3", "0", "3"],
         ]
     assert path.stat().st_mode & 0o044 == 0o044
+
+
+def test_what_is_there_keeps_its_mode_its_links_and_its_kind(db: None, tmp_path: Path) -> None:
+    secret, link, pipe = (tmp_path / name for name in ("secret", "link", "pipe"))
+    secret.touch(mode=0o600)
+    link.symlink_to(secret)
+    call_command("export_courses", output=link, verbosity=0)
+    assert link.is_symlink()
+    assert (secret.stat().st_mode & 0o777, bool(secret.read_text())) == (0o600, True)
+    os.mkfifo(pipe)
+    reader = Rival(pipe.read_text)
+    reader.start()
+    call_command("export_courses", output=pipe, verbosity=0)
+    assert reader.finish() == secret.read_text()
+    assert pipe.is_fifo()
 
 
 def test_where_nothing_can_be_written_is_said(db: None, tmp_path: Path) -> None:

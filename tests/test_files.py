@@ -224,14 +224,11 @@ def test_a_quote_that_is_never_closed_costs_its_own_line_only(read: Read) -> Non
     ]
 
 
-def test_a_quote_that_another_line_closes_costs_its_own_line_only(read: Read) -> None:
-    content = (
-        f'{CANVAS}\nC1,"u1,student,S1,active\nC1,u2,student,S1,active\nC1,u3,student,S1",active\n'
-    )
+def test_what_stands_in_quotes_is_nobodys_row(read: Read) -> None:
+    content = f'{CANVAS}\nC1,u1,student,"S1\nC2,u2,student,S1,deleted\n"\nC1,u3,student,S1,active\n'
     assert told(read(content)) == [
-        (2, "a quote is opened and not closed"),
-        (3, "u2"),
-        (4, "u3"),
+        (2, "the number of fields is 4 instead of 5, for quotes make lines 2 to 4 one row"),
+        (5, "u3"),
     ]
 
 

@@ -1,6 +1,7 @@
 import csv
 import gzip
 import os
+import resource
 import threading
 import tracemalloc
 from collections import Counter
@@ -293,7 +294,8 @@ def test_what_is_there_is_taken_as_it_is(make_course: Callable[..., Course], wri
 def test_a_course_of_any_size(db: None, write: Write) -> None:
     number = CHUNK + 500
     path = write(f"AAA,2013J,{n},0,{'' if n % 2 else n % 9}" for n in range(number))
-    assert load(path)[0].created == number
+    summary, _ = load(path)
+    assert (summary.created, summary.courses_made) == (number, 1)
     assert (stored(), drifts()) == ({"AAA-2013J": number // 2}, {})
     assert load(path)[0].unchanged == number
 
@@ -655,6 +657,11 @@ def test_a_report_names_the_refused_rows_as_they_are(
         ["4", "C", "u3"],
     ]
     assert "is no username" in rows[0][1]
+    # The report may take the place of the file: what is read is what was there.
+    path = write(lines, CANVAS)
+    status, out, _ = call(capsys, path, "--report", path)
+    assert (status, out.endswith("1 unchanged, 1 passed over, 2 refused.\n")) == (1, True)
+    assert len(path.read_text().splitlines()) == 3
     # Nothing to tell: the header says that it was looked for.
     assert call(capsys, write(lines[:1], CANVAS), "--report", report)[0] == 0
     assert len(report.read_text().splitlines()) == 1
@@ -667,6 +674,16 @@ def test_a_report_that_can_not_be_written_changes_nothing(
         call(capsys, write(LINES), "--report", tmp_path / "no" / "report.csv")
     assert refused.value.returncode == 2
     assert not any(everything().values())
+
+
+def test_no_room_for_the_rows_is_one_line_and_changes_nothing(db: None, write: Write) -> None:
+    path = write(f"AAA,2013J,{n},0," for n in range(50_000))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    done = manage(
+        *("import_enrollments", str(path)),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1])),
+    )
+    assert_refused(done, "The rows have no room in a temporary file")
 
 
 def test_an_encoding_can_be_named(

@@ -14,6 +14,7 @@ from django.utils import timezone
 
 from courses.models import Course
 from enrollments.models import Enrollment
+from enrollments.querysets import DirectWriteError
 from enrollments.services import (
     CHUNK,
     BulkResult,
@@ -84,6 +85,29 @@ def test_enroll_tells_signal_receivers_as_save_does(student: Any, course: Course
     row = Enrollment.objects.get()
     assert row.enrollment_date == earlier
     assert heard == [(row.pk, True)]
+
+
+@pytest.mark.parametrize("change", [{"course_id": 10**6}, {"status": "withdrawn"}])
+def test_a_receiver_that_would_part_row_and_counter_is_refused(
+    student: Any, course: Course, change: dict[str, Any]
+) -> None:
+    def before(instance: Enrollment, **kwargs: Any) -> None:
+        vars(instance).update(change)
+
+    pre_save.connect(before, sender=Enrollment)
+    try:
+        with pytest.raises(DirectWriteError, match="A receiver of pre_save"):
+            enroll(student=student, course=course)
+    finally:
+        pre_save.disconnect(before, sender=Enrollment)
+    assert (drifts(), stored(course)) == ({}, 0)
+
+
+def test_nobody_has_the_key_0(student: Any, course: Course) -> None:
+    with pytest.raises(type(student).DoesNotExist):
+        enroll(student=0, course=course)
+    with pytest.raises(Course.DoesNotExist):
+        enroll(student=student, course=0)
 
 
 def test_enroll_again_changes_nothing(student: Any, course: Course) -> None:

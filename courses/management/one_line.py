@@ -77,18 +77,28 @@ class OneLineErrorCommand(BaseCommand):
 
 @contextmanager
 def _whole_file(path: Path) -> Iterator[TextIO]:
+    path = path.resolve()
+    if path.exists() and not path.is_file():  # a device, a pipe
+        with path.open("w", encoding="utf-8", newline="") as file:
+            yield file
+        return
+    mode = path.stat().st_mode & 0o777 if path.exists() else _usual_mode()
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with open(descriptor, "w", encoding="utf-8", newline="") as file:
             yield file
-            # It was made for its owner only, and is to be as open as any other file.
-            umask = os.umask(0)
-            os.umask(umask)
-            os.fchmod(descriptor, 0o666 & ~umask)
+            # It was made for its owner only.
+            os.fchmod(descriptor, mode)
         os.replace(name, path)
     except BaseException:
         os.unlink(name)
         raise
+
+
+def _usual_mode() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
 
 
 def _explained(error: Error) -> str:
@@ -97,5 +107,5 @@ def _explained(error: Error) -> str:
         return f"The database has no tables yet ({said}): run manage.py migrate."
     return (
         f"The database does not answer as it should ({said}): see that it runs, "
-        "that DATABASE_URL is right, and call again; nothing is half done."
+        "that DATABASE_URL is right, and call again: each transaction is whole or not there."
     )

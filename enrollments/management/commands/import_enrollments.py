@@ -1,4 +1,5 @@
 import csv
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ class Command(OneLineErrorCommand):
         "University's studentRegistration.csv: makes courses and students as needed, sets each "
         "enrolment to what the file says, and leaves alone what the file lacks. Run again, it "
         "changes nothing. Exit status: 0 all rows are applied, 1 some were refused, 2 the file "
-        "can't be read."
+        "can't be read, or something broke off: what is in stays, and the next run does the rest."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -79,6 +80,11 @@ class Command(OneLineErrorCommand):
                 )
         except UnreadableFile as error:
             raise self.bad_input(str(error)) from error
+        except sqlite3.Error as error:
+            raise self.bad_input(
+                f"The rows have no room in a temporary file ({error}): make room, or name "
+                "another folder in SQLITE_TMPDIR, and call again."
+            ) from error
         if verbosity:
             self.stdout.write(self._told(summary, dry_run=dry_run))
         if summary.refused:
@@ -91,13 +97,11 @@ class Command(OneLineErrorCommand):
         if report is None:
             yield self._complain
             return
-        try:
-            with report.open("w", encoding="utf-8", newline="") as file:
-                rows = csv.writer(file)
-                rows.writerow(["line", "reason", *header])
-                yield lambda row: rows.writerow([row.number, row.reason, *row.values])
-        except OSError as error:
-            raise self.bad_input(f"{report} can't be written: {error.strerror}.") from error
+        # Written aside and put in place at the end: it may be the very file that is read.
+        with self.output(report) as file:
+            rows = csv.writer(file)
+            rows.writerow(["line", "reason", *header])
+            yield lambda row: rows.writerow([row.number, row.reason, *row.values])
 
     def _complain(self, refused: Refused) -> None:
         with tqdm.external_write_mode():
