@@ -1,6 +1,8 @@
 """How `gunicorn` serves the site; read by it from the folder that it is started in."""
 
 import os
+from pathlib import Path
+from typing import Any
 
 wsgi_app = "project.wsgi"
 bind = f"{os.environ.get('HOST') or '127.0.0.1'}:{os.environ.get('PORT') or 8000}"
@@ -18,3 +20,10 @@ graceful_timeout = 40  # seconds
 # Where it is in memory, a slow disk is no reason to take a worker for dead.
 worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
 control_socket_disable = True  # it would lie in the home folder, where a service may not write
+
+
+def on_starting(server: Any) -> None:
+    # Counters of processes that are gone. Prometheus takes a fall for the new start that it is.
+    if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        for left in Path(folder).glob("*.db"):
+            left.unlink()

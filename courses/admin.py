@@ -6,15 +6,19 @@ from typing import Any
 
 from django.contrib import admin, messages
 from django.contrib.admin.actions import delete_selected
+from django.contrib.humanize.templatetags.humanize import intcomma
+from django.core.exceptions import PermissionDenied
 from django.db import IntegrityError, OperationalError
 from django.db.models import Count, Model, ProtectedError, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
 
-from courses.models import Course, Subject
+from courses.health import health, last_runs, plots
+from courses.ledger import CHECK_FOR, DAYS, AlreadyChecking, check_for_a_while, recorded
+from courses.models import CountCorrection, CountRun, Course, Subject
 from courses.querysets import CourseQuerySet
-from courses.rebuild import rebuild
 from courses.transactions import in_transaction, is_transient
 
 # One line for each of them, up to here; the rest is summed up.
@@ -50,6 +54,11 @@ def retried(view: Callable[..., HttpResponse | None]) -> Callable[..., HttpRespo
             return HttpResponseRedirect(request.get_full_path())
 
     return posted
+
+
+def person(request: HttpRequest) -> str:
+    """Who did it, as the ledger has it."""
+    return f"admin: {request.user.get_username()}"
 
 
 class RetriedAdmin(admin.ModelAdmin):
@@ -149,6 +158,54 @@ class CourseAdmin(ProtectedByEnrollments):
         count = ("Students", {"fields": [("stored", "true", "drift")]})
         return [(None, {"fields": fields}), *([count] if obj else [])]
 
+    def get_urls(self) -> list[URLPattern]:
+        health_url = path(
+            "health/", self.admin_site.admin_view(self.health_view), name="courses_course_health"
+        )
+        return [health_url, *super().get_urls()]
+
+    def health_view(self, request: HttpRequest) -> HttpResponse:
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        if request.method == "POST":
+            if not self.has_change_permission(request):
+                raise PermissionDenied
+            self._check_now(request)
+            return HttpResponseRedirect(request.path)
+        context = self.admin_site.each_context(request) | {
+            "title": "Count health",
+            "opts": self.opts,
+            "health": health(),
+            "plots": plots(),
+            "runs": last_runs(),
+            "days": DAYS,
+            "check_for": int(CHECK_FOR),
+            "has_change_permission": self.has_change_permission(request),
+            "can_see_ledger": request.user.has_perm("courses.view_countrun"),
+        }
+        return TemplateResponse(request, "admin/courses/course/health.html", context)
+
+    def _check_now(self, request: HttpRequest) -> None:
+        try:
+            checked = check_for_a_while(by=person(request))
+        except AlreadyChecking:
+            self.message_user(
+                request, "A check is going on: look again in a few seconds.", messages.WARNING
+            )
+            return
+        courses = f"{intcomma(checked.looked_at)} course{'' if checked.looked_at == 1 else 's'}"
+        said = f"{courses} looked at: " + (
+            f"{intcomma(checked.drifted)} drifted." if checked.drifted else "all counts are right."
+        )
+        level = messages.ERROR if checked.drifted else messages.SUCCESS
+        if not checked.is_whole:
+            said += (
+                f" Time was up after course {checked.last_id}; those after it were not looked "
+                "at. For all of them: manage.py rebuild_counts --check"
+            )
+            level = max(level, messages.WARNING)
+        self.message_user(request, said, level)
+
     @admin.display(description="stored count", ordering="total_enrollments")
     def stored(self, course: Course) -> int:
         return course.total_enrollments
@@ -166,7 +223,7 @@ class CourseAdmin(ProtectedByEnrollments):
     @admin.action(permissions=["change"], description="Rebuild counts of the selected courses")
     def rebuild_counts(self, request: HttpRequest, queryset: CourseQuerySet) -> None:
         corrected = 0
-        for found in rebuild(courses=queryset):
+        for found in recorded(kind=CountRun.Kind.REBUILD, by=person(request), courses=queryset):
             corrected += 1
             if corrected <= MOST_LINES:
                 self.message_user(
@@ -182,3 +239,72 @@ class CourseAdmin(ProtectedByEnrollments):
             self.message_user(
                 request, "All counts of the selected courses are right.", messages.SUCCESS
             )
+
+
+class LedgerAdmin(admin.ModelAdmin):
+    """Written by checks and rebuilds, and by nobody here."""
+
+    list_per_page = 50
+    show_full_result_count = False
+    ordering = ["-pk"]
+
+    def has_add_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+
+@admin.register(CountRun)
+class CountRunAdmin(LedgerAdmin):
+    list_display = ["started_at", "kind", "by", "looked_at", "drifted", "corrected", "took_seconds"]
+    list_filter = ["kind", "of_all"]
+    fields = [
+        *("kind", "by", "started_at", "finished_at", "took_seconds", "of_all", "looked_at"),
+        *("drifted", "corrected", "absolute_drift", "stored_sum", "true_sum", "entries"),
+    ]
+    readonly_fields = ["took_seconds", "entries"]
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[CountRun]:
+        return super().get_queryset(request).defer("enrolled_by_day")
+
+    @admin.display(description="took")
+    def took_seconds(self, run: CountRun) -> str:
+        return f"{run.took.total_seconds():.2f} s" if run.took else "not at its end"
+
+    @admin.display(description="drifts found")
+    def entries(self, run: CountRun) -> str:
+        url = reverse("admin:courses_countcorrection_changelist")
+        return format_html('<a href="{}?run__id__exact={}">Those entered</a>', url, run.pk)
+
+
+@admin.register(CountCorrection)
+class CountCorrectionAdmin(LedgerAdmin):
+    list_display = ["course_title", "stored", "true", "signed", "corrected", "at", "by"]
+    list_filter = ["corrected"]
+    list_select_related = ["run"]
+    fields = ["course_link", "stored", "true", "signed", "corrected", "at", "run_link"]
+    readonly_fields = ["course_link", "signed", "run_link"]
+
+    @admin.display(description="drift", ordering="drift")
+    def signed(self, found: CountCorrection) -> str:
+        return f"{found.drift:+d}"
+
+    @admin.display(ordering="run__by")
+    def by(self, found: CountCorrection) -> str:
+        return found.run.by
+
+    @admin.display(description="course")
+    def course_link(self, found: CountCorrection) -> str:
+        if found.course_id is None:
+            return found.course_title
+        url = reverse("admin:courses_course_change", args=[found.course_id])
+        return format_html('<a href="{}">{}</a>', url, found.course_title)
+
+    @admin.display(description="found by")
+    def run_link(self, found: CountCorrection) -> str:
+        url = reverse("admin:courses_countrun_change", args=[found.run_id])
+        return format_html('<a href="{}">{}</a>', url, found.run)

@@ -38,6 +38,8 @@ class Batch:
     last_id: int
     looked_at: int  # number of courses
     drifted: int  # of those
+    stored: int  # sum of their stored counts, as they were looked at
+    true: int  # sum of their true counts, at the same moment
     locked_for: float  # seconds, in the longest of its transactions
 
 
@@ -67,13 +69,15 @@ def rebuild(
     pause: float = 0.0,
     looked_at: Callable[[int], object] | None = None,
     batch_done: Callable[[Batch], object] | None = None,
+    committed: Callable[[Sequence[Drift]], object] | None = None,
 ) -> Iterator[Drift]:
     """Correct the courses that drifted, and yield each with the count that was stored.
 
     Looks first, without locks; only what looks wrong is locked, recounted and corrected,
     at most MOST_LOCKED courses of MOST_COUNTED rows together in one transaction. A course is
-    yielded after its correction is committed. The rest is as for `find_drift()`. Run it
-    outside a transaction, so that locks are held for one batch only.
+    yielded after its correction is committed, and `committed` is called before that, with all
+    that one transaction corrected. The rest is as for `find_drift()`. Run it outside a
+    transaction, so that locks are held for one batch only.
     """
     for batch in _batches(courses, batch_size, pause):
         found: list[Drift] = []
@@ -82,6 +86,8 @@ def rebuild(
             corrected = _correct(course_keys)
             locked_for = max(locked_for, time.monotonic() - corrected.locked_at)
             found += corrected.courses
+            if committed and corrected.courses:
+                committed(corrected.courses)
             yield from corrected.courses
         _tell(batch, found, locked_for, looked_at, batch_done)
 
@@ -131,7 +137,8 @@ def _tell(
         looked_at(len(batch))
     if batch_done:
         first, last = batch[0].course_id, batch[-1].course_id
-        batch_done(Batch(first, last, len(batch), len(found), locked_for))
+        stored, true = sum(course.stored for course in batch), sum(course.true for course in batch)
+        batch_done(Batch(first, last, len(batch), len(found), stored, true, locked_for))
 
 
 class _Corrected(NamedTuple):

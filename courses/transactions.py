@@ -9,18 +9,21 @@ from typing import Generic, ParamSpec, TypeVar
 import tenacity
 from django.db import DatabaseError, InterfaceError, OperationalError, connection, transaction
 
+from courses.metrics import DEADLOCKS, RETRIES
+
 logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_DEADLOCK = 1213  # or a Galera node that lost the certification
 # MySQL's and MariaDB's numbers for "this failed because of others: try again".
 _CONFLICTS = {
     1020,  # record has changed since last read
     1040,  # too many connections
     1203,  # too many connections of this user
     1205,  # lock wait timeout
-    1213,  # deadlock, or a Galera node lost the certification
+    _DEADLOCK,
 }
 _LOST_CONNECTIONS = {
     1047,  # the Galera node is not ready
@@ -126,6 +129,8 @@ class _Call(Generic[T]):
         except Exception as error:
             if _is_lost_connection(error) and not self.committed:
                 self.unanswered += returned
+            if _code(error) == _DEADLOCK:
+                DEADLOCKS.inc()
             raise
         finally:
             connection.made_read_committed = False
@@ -194,6 +199,7 @@ def _is_somebody_elses() -> bool:
 
 
 def _prepare_next_attempt(state: tenacity.RetryCallState) -> None:
+    RETRIES.inc()
     error = state.outcome.exception()
     logger.info("Attempt %d: %s; trying again.", state.attempt_number, error)
     connection.close_if_unusable_or_obsolete()

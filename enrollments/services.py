@@ -36,6 +36,7 @@ from django.db.models import F, IntegerField, Model, QuerySet
 from django.db.models.signals import post_save, pre_save
 from django.utils import timezone
 
+from courses.metrics import REFUSALS
 from courses.models import Course
 from courses.rebuild import recount_locked
 from courses.transactions import in_transaction, reads_are_current
@@ -548,6 +549,7 @@ def _write(course: Course, targets: Mapping[Any, _Target]) -> _Written:
         move = state.is_counted - (before is not None and before.is_counted)
         if move > 0 and delta + move > free:
             outcomes[student_key] = Outcome.REFUSED
+            REFUSALS.inc()
             continue
         delta += move
         if before is None:

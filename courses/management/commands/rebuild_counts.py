@@ -5,10 +5,11 @@ from typing import Any
 from django.core.management.base import CommandParser
 from tqdm import tqdm
 
+from courses.ledger import recorded
 from courses.management.one_line import OneLineErrorCommand
-from courses.models import Course
+from courses.models import CountRun, Course
 from courses.querysets import CourseQuerySet
-from courses.rebuild import BATCH_SIZE, Batch, Drift, find_drift, rebuild
+from courses.rebuild import BATCH_SIZE, Batch, Drift
 
 
 class Command(OneLineErrorCommand):
@@ -68,12 +69,11 @@ class Command(OneLineErrorCommand):
         verbosity: int,
         **options: Any,
     ) -> None:
-        courses = self._courses(course_ids)
-        if start_id is not None:
-            courses = courses.filter(pk__gte=self._whole_number(start_id, "--start-id"))
+        courses = self._courses(course_ids, start_id)
         found = looked_at = 0
         # Counted only for whom it is shown to: a million courses take their time.
-        total = courses.count() if self.stderr.isatty() else None
+        asked = Course.objects if courses is None else courses
+        total = asked.count() if self.stderr.isatty() else None
         with self.progress(total=total, unit="course") as bar:
 
             def batch_done(batch: Batch) -> None:
@@ -84,8 +84,9 @@ class Command(OneLineErrorCommand):
                     with tqdm.external_write_mode():
                         self.stdout.write(self._batch(batch, check=check))
 
-            look_or_correct = find_drift if check else rebuild
-            for drift in look_or_correct(
+            for drift in recorded(
+                kind=CountRun.Kind.CHECK if check else CountRun.Kind.REBUILD,
+                by="rebuild_counts",
                 courses=courses,
                 batch_size=self._whole_number(batch_size, "--batch-size"),
                 pause=self._seconds(pause),
@@ -99,9 +100,15 @@ class Command(OneLineErrorCommand):
         if check and found:
             sys.exit(1)
 
-    def _courses(self, given: list[str] | None) -> CourseQuerySet:
-        if given is None:
-            return Course.objects.all()
+    def _courses(self, given: list[str] | None, start_id: str | None) -> CourseQuerySet | None:
+        """Those that were asked for; None: all."""
+        courses = None if given is None else self._known(given)
+        if start_id is None:
+            return courses
+        first = self._whole_number(start_id, "--start-id")
+        return (Course.objects.all() if courses is None else courses).filter(pk__gte=first)
+
+    def _known(self, given: list[str]) -> CourseQuerySet:
         ids = {self._whole_number(value, "--course-id") for value in given}
         known = Course.objects.in_bulk(ids)
         if unknown := sorted(ids - known.keys()):

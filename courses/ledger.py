@@ -1,0 +1,258 @@
+"""The ledger: what every check and rebuild found and changed, and on whose behalf.
+
+Checks and rebuilds do what they do whether or not it can be written down. Where it can't,
+because the database is read-only or the user may not write these tables, the log says so
+once, and the rest of that run is not written.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from heapq import heappush, heappushpop
+from typing import Any
+
+from django.db import Error
+from django.utils import timezone
+
+from courses.models import CountCorrection, CountRun, Course
+from courses.querysets import CourseQuerySet
+from courses.rebuild import Batch, Drift, find_drift, rebuild
+from courses.transactions import in_transaction
+
+logger = logging.getLogger(__name__)
+
+# Entries of one check, which finds the same again until it is corrected. A rebuild enters
+# all that it corrects: it can't find that again.
+MOST_FOUND = 20
+CHECK_FOR = 10.0  # seconds
+CHECK_BATCH = 250  # courses: a batch that has begun is finished, however little time is left
+# The rows are read as a whole to count the days: not by every check.
+COUNT_DAYS_EVERY = timedelta(hours=1)
+DAYS = 60
+PRUNED_AT_ONCE = 1_000  # rows
+
+
+class Enough(Exception):
+    """Raised by a `batch_done`: the run ends here, as one that did not look at all courses."""
+
+
+class AlreadyChecking(Exception):
+    """A check began a moment ago: wait for what it finds."""
+
+
+def recorded(
+    *,
+    kind: CountRun.Kind,
+    by: str,
+    courses: CourseQuerySet | None = None,
+    batch_done: Callable[[Batch], object] | None = None,
+    count_days_within: float = math.inf,
+    **how: Any,
+) -> Iterator[Drift]:
+    """Check or rebuild as `find_drift()` and `rebuild()` do, and enter it in the ledger.
+
+    `by` says who or what asked for it. What else is given is theirs. Corrections are entered
+    after each of the rebuild's transactions. A crash between the two loses these entries, of
+    MOST_LOCKED courses at most; the corrections themselves are there. Of what a check finds,
+    the MOST_FOUND largest drifts are entered, and the numbers of all. A run that found drift
+    is logged as one error.
+
+    A run over all courses that lasted no longer than `count_days_within` seconds also counts
+    the enrolments by day, which reads all rows, where that was not done for an hour.
+    """
+    entry = _Entry(kind, by)
+
+    def done(batch: Batch) -> None:
+        entry.add(batch)
+        if batch_done:
+            batch_done(batch)
+
+    if kind == CountRun.Kind.REBUILD:
+        look_or_correct = rebuild
+        how["committed"] = entry.add_corrected
+    else:
+        look_or_correct = find_drift
+    of_all = courses is None
+    try:
+        for drift in look_or_correct(courses=courses, batch_done=done, **how):
+            if kind == CountRun.Kind.CHECK:
+                entry.add_found(drift)
+            yield drift
+    except Enough:
+        of_all = False
+    except BaseException:
+        entry.break_off()
+        raise
+    entry.finish(of_all=of_all, count_days_within=count_days_within)
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What a check with a time limit came to. Numbers are of courses."""
+
+    looked_at: int
+    drifted: int
+    last_id: int | None
+    is_whole: bool  # False: time was up, and courses after `last_id` were not looked at
+
+
+def check_for_a_while(*, by: str, seconds: float = CHECK_FOR) -> Checked:
+    """Check as many courses as that time allows, in key order, and enter it in the ledger.
+
+    For whoever can't wait. Takes no lock; lasts one batch of CHECK_BATCH courses longer at
+    most. Raises AlreadyChecking where another run began within the last CHECK_FOR seconds
+    and goes on: one at a time, so that impatience doesn't take all of the site's threads.
+    """
+    recently = timezone.now() - timedelta(seconds=CHECK_FOR)
+    if CountRun.objects.filter(finished_at=None, started_at__gt=recently).exists():
+        raise AlreadyChecking
+    until = time.monotonic() + seconds
+    looked_at, last_id, is_whole = 0, None, True
+
+    def done(batch: Batch) -> None:
+        nonlocal looked_at, last_id, is_whole
+        looked_at += batch.looked_at
+        last_id = batch.last_id
+        if batch.looked_at == CHECK_BATCH and time.monotonic() >= until:
+            is_whole = False
+            raise Enough
+
+    found = recorded(
+        kind=CountRun.Kind.CHECK,
+        by=by,
+        batch_size=CHECK_BATCH,
+        batch_done=done,
+        count_days_within=seconds / 5,
+    )
+    drifted = sum(1 for _ in found)
+    return Checked(looked_at, drifted, last_id, is_whole)
+
+
+def prune(*, before: datetime) -> tuple[int, int]:
+    """Delete what is older; return the numbers of runs and of drifts. Memory stays the same."""
+    drifts = _prune(CountCorrection.objects.values_list("pk", "at"), before)
+    # The others have entries that are not so old: they go with these.
+    runs = CountRun.objects.filter(corrections=None)
+    return _prune(runs.values_list("pk", "started_at"), before), drifts
+
+
+# How it is done -----------------------------------------------------------------
+
+
+class _Entry:
+    """One run on its way into the ledger."""
+
+    def __init__(self, kind: CountRun.Kind, by: str) -> None:
+        length = CountRun._meta.get_field("by").max_length
+        self.run = CountRun(kind=kind, by=by[:length], started_at=timezone.now())
+        self._largest: list[tuple[int, int, Drift]] = []
+        self._is_given_up = False
+
+    def add(self, batch: Batch) -> None:
+        is_first = not self.run.looked_at
+        self.run.looked_at += batch.looked_at
+        self.run.stored_sum += batch.stored
+        self.run.true_sum += batch.true
+        if is_first:
+            # Not before: a run that could not even read leaves its error, and nothing else.
+            self._write()
+
+    def add_found(self, drift: Drift) -> None:
+        self.run.drifted += 1
+        self.run.absolute_drift += abs(drift.drift)
+        add = heappush if len(self._largest) < MOST_FOUND else heappushpop
+        add(self._largest, (abs(drift.drift), -drift.course_id, drift))
+
+    def add_corrected(self, drifts: Sequence[Drift]) -> None:
+        self.run.drifted += len(drifts)
+        self.run.corrected += len(drifts)
+        self.run.absolute_drift += sum(abs(drift.drift) for drift in drifts)
+        self.run.stored_sum -= sum(drift.drift for drift in drifts)
+        self._write(drifts)
+
+    def finish(self, *, of_all: bool, count_days_within: float) -> None:
+        self.run.finished_at = timezone.now()
+        self.run.of_all = of_all
+        self._end()
+        if of_all and self.run.took.total_seconds() <= count_days_within:
+            self._attempt(self._count_days)
+
+    def break_off(self) -> None:
+        if self.run.looked_at or self.run.drifted:
+            self._end()
+
+    def _end(self) -> None:
+        if self.run.drifted:
+            self._alarm()
+        self._write([drift for *_, drift in sorted(self._largest, reverse=True)])
+
+    def _alarm(self) -> None:
+        if self.run.kind == CountRun.Kind.CHECK:
+            then = "Correct with: manage.py rebuild_counts"
+        else:
+            then = "Corrected. Look for what writes to the tables past the services."
+        logger.error(
+            "%d course%s drifted, by %d enrolments in all; %d looked at by %s. %s",
+            self.run.drifted,
+            "" if self.run.drifted == 1 else "s",
+            self.run.absolute_drift,
+            self.run.looked_at,
+            self.run.by,
+            then,
+        )
+
+    def _write(self, drifts: Sequence[Drift] = ()) -> None:
+        now = timezone.now()
+        is_corrected = self.run.kind == CountRun.Kind.REBUILD
+
+        def write() -> None:
+            self.run.save()
+            CountCorrection.objects.bulk_create(
+                CountCorrection(
+                    run=self.run,
+                    course_id=drift.course_id,
+                    course_title=drift.title,
+                    stored=drift.stored,
+                    true=drift.true,
+                    drift=drift.drift,
+                    corrected=is_corrected,
+                    at=now,
+                )
+                for drift in drifts
+            )
+
+        self._attempt(write)
+
+    def _count_days(self) -> None:
+        counted = CountRun.objects.exclude(pk=self.run.pk).filter(enrolled_by_day__isnull=False)
+        last = counted.order_by("-pk").first()
+        if last and last.started_at > timezone.now() - COUNT_DAYS_EVERY:
+            return
+        rows = Course._meta.get_field("enrollments").related_model._default_manager
+        since = timezone.now() - timedelta(days=DAYS)
+        self.run.enrolled_by_day = rows.enrolled_by_day(since=since)
+        self.run.save()
+        if last:
+            CountRun.objects.filter(pk=last.pk).update(enrolled_by_day=None)
+
+    def _attempt(self, work: Callable[[], None]) -> None:
+        if self._is_given_up:
+            return
+        try:
+            in_transaction(work, idempotent=False)()
+        except Error as error:
+            self._is_given_up = True
+            said = " ".join(str(part) for part in error.args[-1:])
+            logger.warning("This run is not, or not wholly, in the ledger: %s", said)
+
+
+def _prune(rows: Any, before: datetime) -> int:
+    pruned = 0
+    # Keys rise with time: the oldest come first.
+    while keys := [key for key, at in rows.order_by("pk")[:PRUNED_AT_ONCE] if at < before]:
+        rows.model._default_manager.filter(pk__in=keys).delete()
+        pruned += len(keys)
+    return pruned
