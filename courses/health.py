@@ -93,10 +93,6 @@ class Plot:
         return max(self.numbers.values())
 
     @property
-    def total(self) -> int:
-        return sum(self.numbers.values())
-
-    @property
     def bars(self) -> list[dict[str, Any]]:
         # One among a million is still to be seen.
         heights = {

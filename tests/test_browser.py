@@ -303,6 +303,50 @@ def test_the_admin_shows_filters_and_corrects_drift(visitor: Make, make_course: 
     assert right.title == "Right"
 
 
+@pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_count_health_is_accessible_fits_and_checks_at_a_press(
+    visitor: Make, make_course: Make, make_students: Make, size: dict[str, int], scheme: str
+) -> None:
+    right, wrong = make_course(title="Right"), make_course(title="Wrong " * 20)
+    enroll_many(course=right, students=make_students(3))
+    page = signed_in(
+        visitor(viewport=size, color_scheme=scheme), "staff", is_staff=True, is_superuser=True
+    )
+
+    def complaints() -> dict[str, Any]:
+        found = {
+            wrong["id"]: [node["html"] for node in wrong["nodes"]]
+            for wrong in Axe().run(page, context="#content").response["violations"]
+        }
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        return found | ({"too wide": wide} if wide > size["width"] else {})
+
+    page.goto("/admin/")
+    page.get_by_role("link", name="Count health").click()
+    expect(page.get_by_role("heading", name="Nobody has looked")).to_be_visible()
+    assert complaints() == {}
+    page.get_by_role("button", name="Check now").click()
+    expect(page.locator(".messagelist")).to_have_text("2 courses looked at: all counts are right.")
+    expect(page.get_by_role("heading", name="All counts are right")).to_be_visible()
+    assert complaints() == {}
+
+    Course.objects.filter(pk=wrong.pk).update(total_enrollments=5)
+    page.get_by_role("button", name="Check now").click()
+    expect(page.get_by_role("heading", name="1 course with a wrong count")).to_be_visible()
+    expect(page.get_by_role("row", name="Wrong")).to_contain_text("+5")
+    drawn = page.get_by_role("img", name="Drifted courses")
+    assert drawn.locator("rect.bar").bounding_box()["height"] > 50
+    assert page.locator("rect.bar").count() == 3  # the corrections are still 0
+    page.get_by_text("New enrolments as a table").click()
+    expect(page.get_by_role("figure", name="New enrolments").get_by_role("row")).to_have_count(2)
+    assert complaints() == {}
+
+    page.get_by_role("rowheader", name="Wrong").get_by_role("link").click()
+    page.locator(".object-tools").get_by_role("link", name="Drifts found").click()
+    expect(page.locator("#result_list tbody tr")).to_have_count(1)
+
+
 def test_the_admins_autocomplete_works_under_the_policy(
     visitor: Make, make_course: Make, art: Subject
 ) -> None:

@@ -94,7 +94,22 @@ def test_each_batch_is_told(courses: list[Course], look_or_correct: Make) -> Non
         (keys[2], keys[3], 2, 1),
         (keys[4], keys[4], 1, 0),
     ]
+    assert [(b.stored, b.true) for b in told] == [(8, 6), (5, 6), (3, 3)]
     assert [batch.locked_for > 0 for batch in told] == [look_or_correct is rebuild] * 2 + [False]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_is_committed_is_told_at_once_and_before_it_is_yielded(courses: list[Course]) -> None:
+    def committed(drifts_corrected: list[Drift]) -> None:
+        assert not connection.in_atomic_block
+        told.append(drifts_corrected)
+
+    told: list[list[Drift]] = []
+    found = rebuild(committed=committed)
+    assert next(found) == expected(courses)[0]
+    assert told == [expected(courses)]
+    # Nor is anybody told where nothing was corrected.
+    assert len(list(rebuild(committed=told.append))) + len(told) == 1
 
 
 def test_it_rests_between_batches_and_not_after_the_last(
