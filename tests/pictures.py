@@ -38,6 +38,7 @@ PAGES = [
     ("sign-up", "/accounts/sign-up/", None),
     ("not-found", "/nowhere", None),
     ("admin-courses", "/admin/courses/course/?o=-3", "admin"),
+    ("admin-count-health", "/admin/courses/course/health/", "admin"),
 ]
 README = {"catalogue": 640, "admin-courses": 640}  # heights
 
