@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.db.models import Count, F, Max, Sum
-from django.db.models.functions import TruncDate
+from django.db.models.functions import Abs, TruncDate
 from django.utils import timezone
 
 from courses.ledger import DAYS, MOST_FOUND
@@ -27,6 +27,7 @@ class Health:
     # The newest run, that one or a later one, that left courses wrong.
     wrong: CountRun | None
     corrected_since: int  # since `wrong`
+    corrected_drift: int  # by how much those were wrong, in enrolments
     largest: list[CountCorrection]  # of what `wrong` found and nobody has corrected since
 
     @property
@@ -36,8 +37,8 @@ class Health:
 
     @property
     def absolute_drift(self) -> int:
-        """By how much the courses were wrong that the newest such run found, in enrolments."""
-        return self.wrong.absolute_drift if self.drifted else 0
+        """By how much they were found wrong, in enrolments."""
+        return max(self.wrong.absolute_drift - self.corrected_drift, 0) if self.drifted else 0
 
     @property
     def is_right(self) -> bool:
@@ -55,14 +56,14 @@ def health() -> Health:
     since = newest_first.filter(pk__gte=whole.pk) if whole else newest_first
     wrong = since.filter(drifted__gt=F("corrected")).first()
     if wrong is None:
-        return Health(whole, None, 0, [])
+        return Health(whole, None, 0, 0, [])
     later = CountCorrection.objects.filter(run__gt=wrong.pk, corrected=True, course__isnull=False)
     found = wrong.corrections.exclude(course__in=later.values("course")).order_by("pk")
+    since_then = later.aggregate(
+        courses=Count("course", distinct=True), drift=Sum(Abs("drift"), default=0)
+    )
     return Health(
-        whole,
-        wrong,
-        later.aggregate(courses=Count("course", distinct=True))["courses"],
-        list(found[:MOST_FOUND]),
+        whole, wrong, since_then["courses"], int(since_then["drift"]), list(found[:MOST_FOUND])
     )
 
 

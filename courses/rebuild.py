@@ -86,7 +86,7 @@ def rebuild(
             corrected = _correct(course_keys)
             locked_for = max(locked_for, time.monotonic() - corrected.locked_at)
             found += corrected.courses
-            if committed and corrected.courses:
+            if committed:
                 committed(corrected.courses)
             yield from corrected.courses
         _tell(batch, found, locked_for, looked_at, batch_done)

@@ -12,6 +12,7 @@ CSRF_TRUSTED_ORIGINS  comma-separated, where a proxy changes the host
 PROXIES         how many proxies of yours stand before this server; unset: none
 HTTPS           0 where visitors reach the site by plain http
 LOG_LEVEL       INFO
+LOG_FORMAT      json: an object a line, tracebacks in it; unset: text
 """
 
 from datetime import timedelta
@@ -220,13 +221,23 @@ if HTTPS:
 
 # Logs: one event a line on standard error -------------------------------------
 
+LOG_FORMAT = env.str("LOG_FORMAT", default="") or "text"
+if LOG_FORMAT not in ("text", "json"):
+    raise ImproperlyConfigured("LOG_FORMAT must be json, or unset.")
+_fields = "{asctime} {levelname} {name}: {message}"
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {
-        "line": {"format": "{asctime} {levelname} {name}: {message}", "style": "{"},
+        "text": {"format": _fields, "style": "{"},
+        "json": {
+            "()": "pythonjsonlogger.json.JsonFormatter",
+            "format": _fields,
+            "style": "{",
+            "json_ensure_ascii": False,
+        },
     },
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": LOG_FORMAT}},
     # It says at each sign-in that nothing was wrong.
     "loggers": {"axes": {"level": "WARNING"}},
     "root": {"handlers": ["stderr"], "level": env.str("LOG_LEVEL", default="").upper() or "INFO"},

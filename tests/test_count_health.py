@@ -76,6 +76,7 @@ def test_wrong_until_it_is_corrected(staff_client: Client, courses: list[Course]
     page = said(staff_client)
     assert "2 courses with a wrong count" in page
     assert "Since then 1 was corrected." in page
+    assert health().absolute_drift == 10
     assert [found.course for found in health().largest] == courses[1:3]
     run(REBUILD, *courses)
     assert "All that was found wrong is corrected" in said(staff_client)

@@ -60,6 +60,7 @@ def test_with_redis_cachalot_is_on() -> None:
         ("DATABASE_URL", "postgres://h/name", "DATABASE_URL must be mysql://"),
         ("REDIS_URL", "localhost", "REDIS_URL must be redis://"),
         ("PROXIES", "-1", "PROXIES must be 0 or more"),
+        ("LOG_FORMAT", "xml", "LOG_FORMAT must be json, or unset."),
     ],
 )
 def test_a_wrong_setting_is_one_line(name: str, value: str, said: str) -> None:
@@ -70,12 +71,23 @@ def test_a_wrong_setting_is_one_line(name: str, value: str, said: str) -> None:
 
 
 def test_what_is_empty_is_not_set_and_spaces_do_no_harm() -> None:
-    empty = dict.fromkeys(["DATABASE_URL", "REDIS_URL", "ALLOWED_HOSTS", "LOG_LEVEL"], "")
+    empty = dict.fromkeys(
+        ["DATABASE_URL", "REDIS_URL", "ALLOWED_HOSTS", "LOG_LEVEL", "LOG_FORMAT"], ""
+    )
     assert setting("settings.ALLOWED_HOSTS", **empty) == "['localhost', '127.0.0.1', '[::1]']"
     given = {"ALLOWED_HOSTS": " a.example , b.example ", "LOG_LEVEL": "debug"}
     assert setting("settings.HTTPS", HTTPS="") == "True"
     assert setting("settings.HTTPS", HTTPS="0") == "False"
     assert "['a.example', 'b.example']" in setting("settings.ALLOWED_HOSTS", **given)
+
+
+def test_the_log_can_be_an_object_a_line() -> None:
+    log = "import logging\ntry: 1 / 0\nexcept ZeroDivisionError: logging.exception('“No”\\nway')"
+    result = manage("shell", "--no-imports", "-c", log, LOG_FORMAT="json")
+    (line,) = result.stderr.splitlines()
+    event = json.loads(line)
+    assert (event["levelname"], event["message"]) == ("ERROR", "“No”\nway")
+    assert event["exc_info"].startswith("Traceback")
 
 
 def test_options_of_the_database_url_win() -> None:
