@@ -1,5 +1,6 @@
 """Settings are read once at the start, so each test starts a process of its own."""
 
+import json
 import os
 import stat
 import subprocess
