@@ -5,7 +5,7 @@ PORT ?= 8000
 ARGS :=
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve test storm registration-day pictures bench clean python servers venv
+.PHONY: help run serve test check coverage storm registration-day bench pictures clean python servers venv
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/make \1	\2/p' Makefile
@@ -30,6 +30,29 @@ clean_env := env -u DATABASE_URL -u REDIS_URL -u SECRET_KEY -u DEBUG -u ALLOWED_
 test: .venv/.requirements-test  ## all tests: on SQLite, then on a private MariaDB and Redis
 	$(clean_env) .venv/bin/python -m pytest $(ARGS)
 	$(clean_env) .venv/bin/python -m tests.servers .venv/bin/python -m pytest $(ARGS)
+
+python_files := courses enrollments project tests benchmarks manage.py gunicorn.conf.py
+# In memory: a look at the project makes no database.
+check_env := $(clean_env) DATABASE_URL=sqlite://:memory:
+
+check: .venv/.requirements-dev  ## style, types, migrations, deployment: before every commit
+	.venv/bin/ruff check $(python_files)
+	.venv/bin/ruff format --check $(python_files)
+	$(check_env) .venv/bin/mypy
+	$(check_env) .venv/bin/python manage.py makemigrations --check --dry-run
+	$(check_env) .venv/bin/python manage.py check --deploy --fail-level WARNING
+
+# What a count depends on: each branch is taken by a test.
+core := enrollments/services.py,courses/rebuild.py,courses/fields.py,project/cache.py
+coverage_run := .venv/bin/python -m coverage run -m pytest $(ARGS)
+
+coverage: .venv/.requirements-dev  ## branches that the tests take, both runs together
+	rm -rf .cache/coverage && mkdir -p .cache/coverage
+	$(clean_env) $(coverage_run)
+	$(clean_env) .venv/bin/python -m tests.servers $(coverage_run)
+	.venv/bin/python -m coverage combine --quiet
+	.venv/bin/python -m coverage report
+	.venv/bin/python -m coverage report --include=$(core) --fail-under=100
 
 # More for the storm: make storm STORM="--seconds 600 --damage", or --kill 20, or --cluster
 STORM := --seconds 180
@@ -72,10 +95,11 @@ venv: python
 .venv/.requirements-base: requirements-base.txt
 .venv/.requirements: requirements.txt requirements-base.txt
 .venv/.requirements-test: requirements-test.txt requirements.txt requirements-base.txt | servers
+.venv/.requirements-dev: requirements-dev.txt requirements-test.txt requirements.txt requirements-base.txt | servers
 .venv/.requirements-bench: requirements-bench.txt requirements.txt requirements-base.txt | servers
 # Not there, cut short, or made by a Python that is gone.
 ifneq ($(shell { .venv/bin/python -c 'import pip' || echo no; } 2>&1),)
-.venv/.requirements-base .venv/.requirements .venv/.requirements-test .venv/.requirements-bench: venv
+.venv/.requirements-base .venv/.requirements .venv/.requirements-test .venv/.requirements-dev .venv/.requirements-bench: venv
 endif
 .venv/.%:
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r $*.txt

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.db.models import F, Q, TextChoices, Value
@@ -97,7 +98,7 @@ def _sorted(
 ) -> CourseQuerySet:
     # In the order of an index, the first courses of a list are there at once, but a search for
     # something rare would fetch all rows one by one, in an order that the disk doesn't have.
-    by = F(key.column) if by_index else key.unindexed
+    by: Any = F(key.column) if by_index else key.unindexed
     pk = F("pk")
     if descending:
         return courses.order_by(by.desc(), pk.desc())
@@ -112,7 +113,8 @@ def _beyond(key: _Key, position: str, *, descending: bool) -> Q:
         further = {f"pk__{beyond}": Course._meta.pk.to_python(first)}
         if key.column == "pk":
             return Q(**further)
-        value = Course._meta.get_field(key.column).to_python(rest)
+        column: Any = Course._meta.get_field(key.column)
+        value = column.to_python(rest)
     except ValidationError:
         raise BadPosition(f"There is no position {position!r:.80} in this order.") from None
     # Written as two ranges of one index: with ≤ and AND, MariaDB reads all that are equal.

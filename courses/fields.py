@@ -1,5 +1,6 @@
 """A column that belongs to the database: saving an instance never writes it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from django.db import models
@@ -20,7 +21,7 @@ class CounterField(models.PositiveIntegerField):
         kwargs |= {"default": 0, "db_default": 0, "editable": False}
         super().__init__(*args, **kwargs)
 
-    def deconstruct(self) -> tuple[str, str, list[Any], dict[str, Any]]:
+    def deconstruct(self) -> tuple[str, str, Sequence[Any], dict[str, Any]]:
         name, path, args, kwargs = super().deconstruct()
         for key in ("default", "db_default", "editable"):
             kwargs.pop(key, None)

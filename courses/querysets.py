@@ -1,6 +1,6 @@
 """How a course's stored count is verified against its rows."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Self
 
 from django.apps import apps
@@ -40,8 +40,8 @@ class CourseQuerySet(models.QuerySet):
         batch_size: int | None = None,
         ignore_conflicts: bool = False,
         update_conflicts: bool = False,
-        update_fields: Iterable[str] | None = None,
-        unique_fields: Iterable[str] | None = None,
+        update_fields: Collection[str] | None = None,
+        unique_fields: Collection[str] | None = None,
     ) -> list[Any]:
         update_fields = update_fields and list(update_fields)
         self._refuse_counters(update_fields or ())
@@ -60,7 +60,7 @@ class CourseQuerySet(models.QuerySet):
 
 def true_count() -> Subquery:
     """The number of rows that count of the course in the outer query."""
-    rows = apps.get_model("courses.Course")._meta.get_field("enrollments").related_model
+    rows: Any = apps.get_model("courses.Course")._meta.get_field("enrollments").related_model
     # COUNT without GROUP BY: a course without rows gets 0 rather than NULL.
     count = Func(F("pk"), function="COUNT", output_field=BigIntegerField())
     counted = rows._default_manager.counted().filter(course=OuterRef("pk")).order_by()

@@ -200,6 +200,6 @@ def _is_somebody_elses() -> bool:
 
 def _prepare_next_attempt(state: tenacity.RetryCallState) -> None:
     RETRIES.inc()
-    error = state.outcome.exception()
+    error = state.outcome and state.outcome.exception()
     logger.info("Attempt %d: %s; trying again.", state.attempt_number, error)
     connection.close_if_unusable_or_obsolete()

@@ -17,11 +17,12 @@ class CatalogueForm(forms.Form):
     subject = forms.ChoiceField(required=False)
     order = forms.ChoiceField(required=False, choices=Order.choices, label="Sort by")
 
-    def __init__(self, *args: Any, subjects: list[Subject], **kwargs: Any) -> None:
-        super().__init__(*args, label_suffix="", **kwargs)
+    def __init__(self, data: Any, *, subjects: list[Subject]) -> None:
+        super().__init__(data, label_suffix="")
         self._subjects = {subject.slug: subject for subject in subjects}
         self.fields["search"].widget = forms.TextInput({"type": "search", "maxlength": 100})
-        self.fields["subject"].choices = [
+        choice: Any = self.fields["subject"]
+        choice.choices = [
             ("", "All subjects"),
             *((subject.slug, subject.name) for subject in subjects),
         ]

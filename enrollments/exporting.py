@@ -101,7 +101,7 @@ class _Format(NamedTuple):
 
 
 def _canvas(starts: Mapping[str, date], school: str) -> _Format:
-    said = {Status.WITHDRAWN: "deleted"}
+    said = {str(Status.WITHDRAWN): "deleted"}
     return _Format(
         ["course_id", "user_id", "role", "section_id", "status"],
         lambda row: [

@@ -26,7 +26,7 @@ from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache, partial
 from operator import itemgetter
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
@@ -41,8 +41,8 @@ Status = Enrollment.Status
 _LONGEST = csv.field_size_limit()
 # What stands where bytes mean nothing in the file's encoding.
 _UNDECODABLE = "\ufffd"
-_SLUG_LENGTH = Course._meta.get_field("slug").max_length
-_ID_LENGTH = Course._meta.get_field("title").max_length
+_SLUG_LENGTH: Any = Course._meta.get_field("slug").max_length
+_ID_LENGTH: Any = Course._meta.get_field("title").max_length
 # The Open University's presentations begin in October (J) and in February (B).
 START_MONTHS = {"J": 10, "B": 2}
 
@@ -330,7 +330,7 @@ def enrollment_file(
     """
     with ExitStack() as stack:
         with _as_unreadable(str(path)):
-            stream = _unpacked(path, stack)
+            stream: Any = _unpacked(path, stack)
             if encoding is None:
                 begins = stream.peek(2)[:2]
                 utf_16 = begins in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -351,9 +351,9 @@ def _as_unreadable(name: str) -> Iterator[None]:
         raise UnreadableFile(f"{name} can't be read: {said}.") from e
 
 
-def _unpacked(path: Path, stack: ExitStack) -> BinaryIO:
+def _unpacked(path: Path, stack: ExitStack) -> IO[bytes]:
     # Not by the name: what comes from a pipe has none.
-    packed = sys.stdin.buffer if str(path) == "-" else stack.enter_context(path.open("rb"))
+    packed: Any = sys.stdin.buffer if str(path) == "-" else stack.enter_context(path.open("rb"))
     begins = packed.peek(10)[:10]
     for magic, opened in (
         (rb"\x1f\x8b", gzip.open),
@@ -361,11 +361,12 @@ def _unpacked(path: Path, stack: ExitStack) -> BinaryIO:
         (rb"\xfd7zXZ\x00", lzma.open),
     ):
         if re.match(magic, begins, re.DOTALL):
-            return stack.enter_context(opened(packed))
+            file: Any = opened(packed)
+            return stack.enter_context(file)
     return _only_member(packed, stack) if begins.startswith(b"PK\x03\x04") else packed
 
 
-def _only_member(packed: BinaryIO, stack: ExitStack) -> BinaryIO:
+def _only_member(packed: IO[bytes], stack: ExitStack) -> IO[bytes]:
     if not packed.seekable():
         copy = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
         shutil.copyfileobj(packed, copy)
@@ -461,7 +462,7 @@ def _day(name: str, given: str) -> datetime | None:
         day = date.fromisoformat(given) if given else None
     except ValueError:
         return _moment(name, given)
-    return day and datetime(day.year, day.month, day.day, tzinfo=UTC)
+    return datetime(day.year, day.month, day.day, tzinfo=UTC) if day else None
 
 
 def _moment(name: str, given: str) -> datetime | None:

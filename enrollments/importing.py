@@ -206,9 +206,9 @@ def _as_values(row: Row) -> list[Any]:
 
 
 def _as_row(values: Sequence[Any]) -> Row:
-    number, values, *others, began, ended = values
+    number, fields, *others, began, ended = values
     dates = (moment and datetime.fromisoformat(moment) for moment in (began, ended))
-    return Row(number, json.loads(values), *others, *dates)
+    return Row(number, json.loads(fields), *others, *dates)
 
 
 class _Done(NamedTuple):
@@ -258,6 +258,7 @@ def _register_now(
         ],
         outcomes=True,
     ).outcomes
+    assert outcomes is not None  # they were asked for
     if dry_run:
         moved = Course.objects.values_list("total_enrollments", flat=True).get(pk=course.pk)
         moved -= before

@@ -29,7 +29,7 @@ def refused(operation: str, service: str) -> Callable[..., NoReturn]:
         )
 
     method.__name__ = operation
-    method.alters_data = True
+    method.alters_data = True  # type: ignore[attr-defined]  # for templates
     return method
 
 

@@ -119,6 +119,7 @@ def enroll(*, student: Model | int, course: Course | int) -> tuple[Enrollment, b
     Raises CourseFull.
     """
     row, outcome = _enroll(_key(student), _key(course, Course), timezone.now())
+    assert row is not None  # else it raises
     return row, outcome is not Outcome.UNCHANGED
 
 
@@ -182,6 +183,7 @@ def transfer(
     if source_key == target_key:
         raise ValueError("Source and target are the same course: name two.")
     row, outcome = _transfer(_key(student), source_key, target_key, timezone.now())
+    assert row is not None  # else it raises
     return row, outcome is not Outcome.UNCHANGED
 
 
@@ -304,8 +306,9 @@ def _enrolled(now: datetime) -> _Target:
 
 def _withdrawn(now: datetime) -> _Target:
     def target(row: _State | None) -> _State | None:
-        counted = row is not None and row.is_counted
-        return _State(Status.WITHDRAWN, row.enrollment_date, now) if counted else None
+        if row is None or not row.is_counted:
+            return None
+        return _State(Status.WITHDRAWN, row.enrollment_date, now)
 
     return target
 
@@ -325,8 +328,8 @@ def _registered(item: Registration, now: datetime) -> _Target:
     def target(row: _State | None) -> _State | None:
         if row is not None and row.status == item.status:
             return None
-        keeps_date = row is not None and (row.is_counted or is_withdrawn)
-        began = item.enrollment_date or (row.enrollment_date if keeps_date else now)
+        kept = row and (row.is_counted or is_withdrawn) and row.enrollment_date
+        began = item.enrollment_date or kept or now
         return _State(item.status, began, (item.withdrawal_date or now) if is_withdrawn else None)
 
     return target
@@ -364,7 +367,7 @@ _INSERT = (
     "INSERT INTO enrollments_enrollment (student_id, course_id, status, enrollment_date) "
     "VALUES (%s, %s, %s, %s)"
 )
-_INSERTED = [
+_INSERTED: list[Any] = [
     Enrollment._meta.get_field(name) for name in ("student", "course", "status", "enrollment_date")
 ]
 
@@ -451,8 +454,9 @@ def _transfer_now(student_key: Any, source_key: Any, target_key: Any, now: datet
     courses = {course.pk: course for course in _lock(source_key, target_key)}
 
     def leave(row: _State | None) -> _State | None:
-        active = row is not None and row.status == Status.ACTIVE
-        return _State(Status.WITHDRAWN, row.enrollment_date, now) if active else None
+        if row is None or row.status != Status.ACTIVE:
+            return None
+        return _State(Status.WITHDRAWN, row.enrollment_date, now)
 
     left = _one(courses[source_key], student_key, leave)
     if left.is_unchanged:
@@ -484,6 +488,7 @@ def _found_as_left(earlier: _WrittenOne, now: _WrittenOne) -> bool:
     return (
         now.outcome is Outcome.UNCHANGED
         and earlier.row is not None
+        and now.row is not None
         and _state(earlier.row) == _state(now.row)
     )
 
@@ -552,7 +557,7 @@ def _write(course: Course, targets: Mapping[Any, _Target]) -> _Written:
             REFUSALS.inc()
             continue
         delta += move
-        if before is None:
+        if row is None or before is None:
             outcomes[student_key] = Outcome.CREATED
             new[student_key] = state
         else:
@@ -604,8 +609,8 @@ def _insert_many(course: Course, new: Mapping[Any, _State]) -> bool:
     Not bulk_create(), and what rows have in common is quoted once and not once a row: either
     takes longer than the database does, and all that time the course is locked.
     """
-    student = Enrollment._meta.get_field("student")
-    others = [Enrollment._meta.get_field(name) for name in ("course", *_State._fields)]
+    student: Any = Enrollment._meta.get_field("student")
+    others: list[Any] = [Enrollment._meta.get_field(name) for name in ("course", *_State._fields)]
     quote_name = connection.ops.quote_name
     columns = ", ".join(quote_name(field.column) for field in (student, *others))
     into = f"INSERT INTO {quote_name(Enrollment._meta.db_table)} ({columns}) VALUES "
@@ -677,7 +682,7 @@ def _keys(students: Iterable[Any]) -> list[Any]:
     return [_key(key, model) for key in keys]
 
 
-def _key(value: Any, model: type[Model] | None = None) -> Any:
+def _key(value: Any, model: Any = None) -> Any:
     model = model or get_user_model()
     if isinstance(value, model):
         return value.pk

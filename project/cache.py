@@ -133,8 +133,8 @@ class FailOpenRedisCache(RedisCache):
     def delete_many(self, *args: Any, **kwargs: Any) -> None:
         self._try(super().delete_many, *args, otherwise=None, **kwargs)
 
-    def clear(self) -> bool:
-        return self._try(super().clear, otherwise=False)
+    def clear(self) -> bool:  # type: ignore[override]  # as Redis does, unlike the stubs
+        return self._try(super().clear, otherwise=False)  # type: ignore[arg-type]
 
     def ping(self) -> bool:
         """Whether Redis answers. One that is left alone for now does not."""

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from typing import cast
 
 from django.conf import settings
 from django.core.cache import cache
@@ -9,6 +10,8 @@ from django.db import Error, connection
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
+
+from project.cache import FailOpenRedisCache
 
 logger = logging.getLogger(__name__)
 
@@ -57,4 +60,4 @@ def _database() -> str:
 def _redis() -> str:
     if not settings.REDIS_URL:
         return "unused"
-    return "ok" if cache.ping() else "unavailable"
+    return "ok" if cast(FailOpenRedisCache, cache).ping() else "unavailable"

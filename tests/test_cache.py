@@ -1,6 +1,7 @@
 """Redis refused, hung, full, flushed and back again: nobody but the log may notice."""
 
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from django.core.cache import caches
 from django.test import Client
-from redis.exceptions import ResponseError
+from redis.exceptions import DataError, ResponseError
 
 from courses.models import Course, Subject
 from enrollments.services import enroll, unenroll
@@ -158,6 +159,29 @@ def test_a_callers_mistake_is_said_and_costs_nobody_the_cache(cache: Any) -> Non
     with pytest.raises(ResponseError, match="not an integer"):
         cache.incr("text")
     assert cache.get("text") == "x"
+
+
+def test_what_can_not_be_sent_is_said_and_costs_nobody_the_cache(cache: Any) -> None:
+    cache.set("n", 1)
+    with pytest.raises(DataError, match="must be str, int, float"):
+        cache.incr("n", None)
+    assert cache.get("n") == 1
+
+
+def test_threads_that_find_redis_back_at_once_say_so_once(
+    cache: Any, server: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    breaker = cache._breaker
+    breaker.failed(OSError("refused"), rest=0)
+    threads = [threading.Thread(target=breaker.worked) for _ in range(8)]
+    with caplog.at_level("INFO", "project.cache"):
+        with breaker._lock:  # all of them have seen by now that it is to be said
+            for thread in threads:
+                thread.start()
+            time.sleep(0.1)
+        for thread in threads:
+            thread.join()
+    assert caplog.text.count("Redis can be used again.") == 1
 
 
 @pytest.mark.django_db(transaction=True)

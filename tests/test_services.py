@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import AnonymousUser
-from django.db import connection, transaction
+from django.db import IntegrityError, OperationalError, connection, transaction
 from django.db.models.signals import post_save, pre_save
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
@@ -713,3 +713,56 @@ def test_a_refusal_leaves_the_callers_transaction_usable(
         assert enroll(student=first, course=full)[1] is False
         enroll(student=second, course=free)
     assert (stored(full), stored(free)) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda s, c: enroll(student=s, course=c),
+        lambda s, c: enroll_many(course=c, students=[s]),
+        lambda s, c: erase_student(student=s),
+    ],
+)
+def test_a_row_that_is_gone_when_it_is_to_be_written_is_a_conflict(
+    student: Any, course: Course, call: Callable[[Any, Course], object]
+) -> None:
+    """Only on a cluster can others erase it; without the error the counter would move for it."""
+    enroll(student=student, course=course)
+    unenroll(student=student, course=course)
+
+    def erase_first(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        if sql.startswith(("UPDATE", "DELETE")) and "enrollments_enrollment" in sql:
+            execute("DELETE FROM enrollments_enrollment", (), False, context)
+        return execute(sql, params, many, context)
+
+    with (
+        connection.execute_wrapper(erase_first),
+        pytest.raises(OperationalError, match="erased elsewhere"),
+    ):
+        call(student, course)
+    assert Enrollment.objects.get().status == "withdrawn"
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_who_writes_rows_without_the_lock_is_told_of(
+    make_students: Make, course: Course, number: int
+) -> None:
+    students = make_students(number)
+
+    def insert_first(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        if sql.startswith("INSERT") and "enrollments_enrollment" in sql:
+            execute(
+                "INSERT INTO enrollments_enrollment (student_id, course_id, status, "
+                "enrollment_date) VALUES (%s, %s, 'active', '2026-01-01')",
+                (students[0].pk, course.pk),
+                False,
+                context,
+            )
+        return execute(sql, params, many, context)
+
+    with (
+        connection.execute_wrapper(insert_first),
+        pytest.raises(IntegrityError, match=f"course {course.pk} without its lock"),
+    ):
+        enroll_many(course=course, students=students)
+    assert not Enrollment.objects.exists()

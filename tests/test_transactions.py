@@ -356,14 +356,23 @@ def test_what_fails_after_the_commit_is_not_done_again(course: Course, student: 
     assert drifts() == {}
 
 
-def test_an_error_of_a_signal_receiver_is_no_duplicate(course: Course, student: Any) -> None:
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda s, c: enroll(student=s, course=c),
+        lambda s, c: enroll_many(course=c, students=[s]),  # a row that the ORM inserts
+    ],
+)
+def test_an_error_of_a_signal_receiver_is_no_duplicate(
+    course: Course, student: Any, call: Callable[[Any, Course], object]
+) -> None:
     def receive(**kwargs: Any) -> None:
         raise IntegrityError(1062, "Duplicate entry of the receiver")
 
     post_save.connect(receive, sender=Enrollment)
     try:
         with pytest.raises(IntegrityError, match="of the receiver"):
-            enroll(student=student, course=course)
+            call(student, course)
     finally:
         post_save.disconnect(receive, sender=Enrollment)
     assert not Enrollment.objects.exists()

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn, TextIO, cast
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import Error, InterfaceError, OperationalError, ProgrammingError, connection
@@ -22,7 +22,7 @@ class OneLineErrorCommand(BaseCommand):
         def error(message: str) -> NoReturn:
             raise self.bad_input(f"{message} (see {prog_name} {subcommand} --help)")
 
-        parser.error = error
+        parser.error = error  # type: ignore[method-assign]
         return parser
 
     def run_from_argv(self, argv: list[str]) -> None:
@@ -62,7 +62,7 @@ class OneLineErrorCommand(BaseCommand):
         """The file to write to: standard output, or one that is whole or not there."""
         try:
             with nullcontext(self.stdout) if path is None else _whole_file(path) as file:
-                yield file
+                yield cast(TextIO, file)
         except BrokenPipeError:
             raise
         except OSError as error:
