@@ -32,7 +32,7 @@ def manage(
 
 
 def mariadb(
-    script: str, *options: str, user: tuple[str, str] | None = None
+    script: str, *options: str, user: tuple[str, str] | None = None, database: str | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run MariaDB's client on a script, as `mariadb DATABASE < script` does."""
     settings = connection.settings_dict
@@ -40,7 +40,7 @@ def mariadb(
     return subprocess.run(
         [
             *("mariadb", "--no-defaults", f"--host={settings['HOST']}", f"--user={name}"),
-            *(f"--port={settings['PORT']}", "--batch", *options, settings["NAME"]),
+            *(f"--port={settings['PORT']}", "--batch", *options, database or settings["NAME"]),
         ],
         input=script,
         capture_output=True,
