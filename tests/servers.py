@@ -404,6 +404,11 @@ CLUSTER = (
     Need(what="lsof", package="lsof", met=lambda: _which("lsof") or _which("ss")),
     Need(what="ps", package="procps", met=lambda: _which("ps")),
 )
+# What stands before the site in docs/deployment.
+WEB = (
+    Need(what="nginx", package="nginx", met=lambda: _which("nginx")),
+    Need(what="OpenSSL", package="openssl", met=lambda: _which("openssl")),
+)
 BROWSER = (Need(what="Chromium", package="chromium", met=lambda: chromium()),)
 # To compile mysqlclient.
 HEADERS = (
@@ -560,10 +565,10 @@ def main(
 
 def _unpack_if_possible() -> None:
     try:
-        unpack(*CLUSTER)
+        unpack(*CLUSTER, *WEB)
     except MissingPrograms as error:
-        # One server is enough for all tests but those of the cluster.
-        print(f"tests.servers: no cluster here: {error}", file=sys.stderr)
+        # One server is enough for all tests but those of the cluster, and of nginx.
+        print(f"tests.servers: no cluster or no nginx here: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":
