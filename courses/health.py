@@ -4,7 +4,7 @@ Reads the ledger only, in the same few queries whatever the number of courses an
 """
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 
 from django.db.models import Count, F, Max, Sum
@@ -38,7 +38,9 @@ class Health:
     @property
     def absolute_drift(self) -> int:
         """By how much they were found wrong, in enrolments."""
-        return max(self.wrong.absolute_drift - self.corrected_drift, 0) if self.drifted else 0
+        if self.wrong is None or not self.drifted:
+            return 0
+        return max(self.wrong.absolute_drift - self.corrected_drift, 0)
 
     @property
     def is_right(self) -> bool:
@@ -126,7 +128,7 @@ def plots() -> list[Plot]:
     today = timezone.localdate()
     days = [today - timedelta(days=back) for back in reversed(range(DAYS))]
     runs = CountRun.objects.filter(started_at__gte=timezone.now() - timedelta(days=DAYS))
-    by_day = {
+    by_day: dict[date, Any] = {
         row["day"]: row
         for row in runs.order_by()
         .annotate(day=TruncDate("started_at"))
@@ -138,7 +140,7 @@ def plots() -> list[Plot]:
         return {day: int(by_day[day][name]) if day in by_day else 0 for day in days}
 
     counted = CountRun.objects.filter(enrolled_by_day__isnull=False).order_by("-pk").first()
-    enrolled = counted.enrolled_by_day if counted else {}
+    enrolled: dict[str, int] = (counted and counted.enrolled_by_day) or {}
     return [
         Plot(
             "drifted",

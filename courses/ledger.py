@@ -70,11 +70,9 @@ def recorded(
         if batch_done:
             batch_done(batch)
 
+    look_or_correct: Callable[..., Iterator[Drift]] = find_drift
     if kind == CountRun.Kind.REBUILD:
-        look_or_correct = rebuild
-        how["committed"] = entry.add_corrected
-    else:
-        look_or_correct = find_drift
+        look_or_correct, how["committed"] = rebuild, entry.add_corrected
     of_all = courses is None
     try:
         for drift in look_or_correct(courses=courses, batch_done=done, **how):
@@ -174,10 +172,10 @@ class _Entry:
         self._write(drifts)
 
     def finish(self, *, of_all: bool, count_days_within: float) -> None:
-        self.run.finished_at = timezone.now()
+        self.run.finished_at = now = timezone.now()
         self.run.of_all = of_all
         self._end()
-        if of_all and self.run.took.total_seconds() <= count_days_within:
+        if of_all and (now - self.run.started_at).total_seconds() <= count_days_within:
             self._attempt(self._count_days)
 
     def break_off(self) -> None:
@@ -231,7 +229,7 @@ class _Entry:
         last = counted.order_by("-pk").first()
         if last and last.started_at > timezone.now() - COUNT_DAYS_EVERY:
             return
-        rows = Course._meta.get_field("enrollments").related_model._default_manager
+        rows: Any = Course._meta.get_field("enrollments").related_model._default_manager
         since = timezone.now() - timedelta(days=DAYS)
         self.run.enrolled_by_day = rows.enrolled_by_day(since=since)
         self.run.save()

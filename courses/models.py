@@ -116,7 +116,7 @@ class CountRun(models.Model):
 
     @property
     def took(self) -> timedelta | None:
-        return self.finished_at and self.finished_at - self.started_at
+        return self.finished_at - self.started_at if self.finished_at else None
 
     @property
     def left(self) -> int:

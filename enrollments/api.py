@@ -54,7 +54,7 @@ REFUSALS = {401: Problem, 403: Problem, 404: Problem, 503: Problem}
 def enroll(request: StudentRequest, slug: str) -> Status[dict[str, Any]]:
     course = get_object_or_404(Course, slug=slug)
     try:
-        row, changed = services.enroll(student=request.user.pk, course=course.pk)
+        row, changed = services.enroll(student=request.user, course=course)
     except services.CourseFull as error:
         raise HttpError(409, str(error)) from error
     answer = {
@@ -76,7 +76,7 @@ def enroll(request: StudentRequest, slug: str) -> Status[dict[str, Any]]:
 def leave(request: StudentRequest, slug: str) -> Status[None]:
     course = get_object_or_404(Course, slug=slug)
     try:
-        services.leave(student=request.user.pk, course=course.pk)
+        services.leave(student=request.user, course=course)
     except services.CourseCompleted as error:
         raise HttpError(409, str(error)) from error
     return Status(204, None)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.contrib.auth.views import redirect_to_login
+from django.db.models import Model
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.cache import never_cache
@@ -24,20 +25,20 @@ def leave(request: HttpRequest, slug: str) -> HttpResponse:
 
 
 def _pressed(
-    request: HttpRequest, slug: str, act: Callable[[HttpRequest, Course], None]
+    request: HttpRequest, slug: str, act: Callable[[HttpRequest, Course, Model], None]
 ) -> HttpResponse:
     course = get_object_or_404(Course, slug=slug)
     if request.method != "POST":
         return redirect(course)
     if not request.user.is_authenticated:
         return redirect_to_login(course.get_absolute_url())
-    act(request, course)
+    act(request, course, request.user)
     return redirect(course)
 
 
-def _enroll(request: HttpRequest, course: Course) -> None:
+def _enroll(request: HttpRequest, course: Course, student: Model) -> None:
     try:
-        _, changed = services.enroll(student=request.user.pk, course=course.pk)
+        _, changed = services.enroll(student=student, course=course)
     except services.CourseFull as error:
         messages.error(request, str(error))
     else:
@@ -47,9 +48,9 @@ def _enroll(request: HttpRequest, course: Course) -> None:
             messages.info(request, f"You were enrolled in “{course.title}” already.")
 
 
-def _leave(request: HttpRequest, course: Course) -> None:
+def _leave(request: HttpRequest, course: Course, student: Model) -> None:
     try:
-        changed = services.leave(student=request.user.pk, course=course.pk)
+        changed = services.leave(student=student, course=course)
     except services.CourseCompleted as error:
         messages.error(request, str(error))
     else:

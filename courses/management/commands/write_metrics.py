@@ -36,7 +36,7 @@ class Command(OneLineErrorCommand):
                     f"--counters: {counters} is no folder. The site makes it when it starts with "
                     "PROMETHEUS_MULTIPROC_DIR set."
                 )
-            MultiProcessCollector(registry, path=str(counters))
+            MultiProcessCollector(registry, path=str(counters))  # type: ignore[no-untyped-call]
         with self.output(output) as file:
             file.write(generate_latest(registry).decode())
 
