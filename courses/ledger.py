@@ -47,6 +47,7 @@ def recorded(
     *,
     kind: CountRun.Kind,
     by: str,
+    alarm: bool = True,
     courses: CourseQuerySet | None = None,
     batch_done: Callable[[Batch], object] | None = None,
     count_days_within: float = math.inf,
@@ -58,12 +59,12 @@ def recorded(
     after each of the rebuild's transactions. A crash between the two loses these entries, of
     MOST_LOCKED courses at most; the corrections themselves are there. Of what a check finds,
     the MOST_FOUND largest drifts are entered, and the numbers of all. A run that found drift
-    is logged as one error.
+    is logged as one error, unless `alarm` is False because somebody is looking.
 
     A run over all courses that lasted no longer than `count_days_within` seconds also counts
     the enrolments by day, which reads all rows, where that was not done for an hour.
     """
-    entry = _Entry(kind, by)
+    entry = _Entry(kind, by, alarm)
 
     def done(batch: Batch) -> None:
         entry.add(batch)
@@ -143,11 +144,12 @@ def prune(*, before: datetime) -> tuple[int, int]:
 class _Entry:
     """One run on its way into the ledger."""
 
-    def __init__(self, kind: CountRun.Kind, by: str) -> None:
+    def __init__(self, kind: CountRun.Kind, by: str, alarm: bool) -> None:
         length = CountRun._meta.get_field("by").max_length
         self.run = CountRun(kind=kind, by=by[:length], started_at=timezone.now())
         self._largest: list[tuple[int, int, Drift]] = []
         self._is_given_up = False
+        self._alarms = alarm
 
     def add(self, batch: Batch) -> None:
         is_first = not self.run.looked_at
@@ -183,7 +185,7 @@ class _Entry:
             self._end()
 
     def _end(self) -> None:
-        if self.run.drifted:
+        if self.run.drifted and self._alarms:
             self._alarm()
         self._write([drift for *_, drift in sorted(self._largest, reverse=True)])
 

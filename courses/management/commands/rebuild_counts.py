@@ -87,6 +87,8 @@ class Command(OneLineErrorCommand):
             for drift in recorded(
                 kind=CountRun.Kind.CHECK if check else CountRun.Kind.REBUILD,
                 by="rebuild_counts",
+                # Else it says so itself, on standard output.
+                alarm=not verbosity,
                 courses=courses,
                 batch_size=self._whole_number(batch_size, "--batch-size"),
                 pause=self._seconds(pause),
