@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable
 from http import HTTPStatus
 
-from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import render
 
@@ -14,8 +13,6 @@ logger = logging.getLogger(__name__)
 
 Respond = Callable[[HttpRequest], HttpResponse]
 
-# What the database raises when it is too busy or away, among other things.
-FROM_DATABASE = (OperationalError, InterfaceError)
 TRY_AGAIN_AFTER = 5  # seconds
 BUSY = (
     "The database is too busy, or away. Look whether your change is there before you send it again."
@@ -24,7 +21,7 @@ BUSY = (
 
 def busy(request: HttpRequest, error: Exception) -> HttpResponse | None:
     """Answer 503, which says "later", where retries did not help; None: it is another error."""
-    if not isinstance(error, FROM_DATABASE) or not is_transient(error):
+    if not is_transient(error):
         return None
     logger.error("%s %s: %s", request.method, request.path, error)
     # Without the request: whatever asks who is signed in would ask the database again.

@@ -57,8 +57,8 @@ if _url.startswith("sqlite:"):
     }
 else:
     DATABASES["default"].setdefault("CONN_MAX_AGE", 60)  # seconds
-    _timeout = env.int("DATABASE_TIMEOUT", default=0)
     DATABASES["default"].setdefault("CONN_HEALTH_CHECKS", True)
+    _timeout = env.int("DATABASE_TIMEOUT", default=0)
     _defaults = {
         "isolation_level": "read committed",
         "charset": "utf8mb4",

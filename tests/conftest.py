@@ -84,6 +84,13 @@ def student(make_students: Callable[[int], list[Any]]) -> Any:
 
 
 @pytest.fixture
+def signed_in(client: Client, student: Any) -> Client:
+    """A browser in which the student is signed in."""
+    client.force_login(student)
+    return client
+
+
+@pytest.fixture
 def staff_client(client: Client, django_user_model: Any) -> Client:
     """A browser in which a superuser is signed in."""
     client.force_login(django_user_model.objects.create_superuser("staff"))

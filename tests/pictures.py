@@ -11,16 +11,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from tests.servers import HOST, chromium, free_port
+from tests.servers import chromium_options
+from tests.site import PROJECT, serving
 
-PROJECT = Path(__file__).resolve().parent.parent
 DRIFT = """
 from courses.models import Course
 Course.objects.filter(slug="advanced-french").update(total_enrollments=801)
@@ -50,9 +48,8 @@ def main() -> int:
     parser.add_argument("--all", action="store_true")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    arguments = ["--disable-gpu", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
     with _site() as url, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=arguments)
+        browser = playwright.chromium.launch(**chromium_options())
         if options.all:
             for width in (1280, 390):
                 for scheme in ("light", "dark"):
@@ -109,7 +106,6 @@ def _sign_in(page: Page, who: str | None) -> None:
 @contextmanager
 def _site() -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
-        port = free_port()
         environment = os.environ | {"DATABASE_URL": f"sqlite:///{folder}/db.sqlite3", "DEBUG": "1"}
         environment.pop("REDIS_URL", None)
         for command in (["migrate"], ["load_demo"], ["shell", "--no-imports", "-c", DRIFT]):
@@ -120,22 +116,9 @@ def _site() -> Iterator[str]:
                 stdout=subprocess.DEVNULL,
                 check=True,
             )
-        server = subprocess.Popen(
-            [sys.executable, "-m", "gunicorn"],
-            cwd=PROJECT,
-            env=environment | {"DEBUG": "0", "HTTPS": "0", "PORT": str(port)},
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            url = f"http://{HOST}:{port}"
-            while server.poll() is None:
-                with suppress(URLError), urlopen(f"{url}/readyz"):
-                    break
-                time.sleep(0.1)
+        production = environment | {"DEBUG": "0", "HTTPS": "0", "REDIS_URL": ""}
+        with serving(log=Path(folder, "gunicorn.log"), env=production) as url:
             yield url
-        finally:
-            server.terminate()
-            server.wait()
 
 
 if __name__ == "__main__":

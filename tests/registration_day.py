@@ -16,18 +16,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 
-from tests.servers import HOST, Redis, ServerError, free_port, mariadb, redis
+from tests.servers import Redis, ServerError, mariadb, redis
+from tests.site import serving
 
-PROJECT = Path(__file__).resolve().parent.parent
 SLUG = "wanted-by-all"
-START_SECONDS = 30
 GIVE_UP_AFTER = 120  # seconds
 CROWD = "registration_day_crowd.py"
 
@@ -49,9 +44,10 @@ def main() -> int:
             }
             students = Path(folder, "students.json")
             students.write_text(json.dumps(_prepare(options)))
-            with _gunicorn(Path(folder)) as url:
+            log = Path(folder, "gunicorn.log")
+            with serving(log=log, env={}) as url:
                 told = _press(url, students, options, cache if options.stop_redis else None)
-            return _judge(told, options, Path(folder, "gunicorn.log").read_text())
+            return _judge(told, options, log.read_text())
     except ServerError as error:
         print(f"registration_day: {error}", file=sys.stderr)
         return 1
@@ -109,37 +105,6 @@ def _prepare(options: argparse.Namespace) -> list[str]:
         sessions.append(Session(session_key=keys[-1], session_data=data, expire_date=tomorrow))
     Session.objects.bulk_create(sessions, batch_size=500)
     return keys
-
-
-@contextmanager
-def _gunicorn(folder: Path) -> Iterator[str]:
-    port = free_port()
-    url = f"http://{HOST}:{port}"
-    with (folder / "gunicorn.log").open("wb") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "gunicorn"],
-            cwd=PROJECT,
-            env=os.environ | {"PORT": str(port)},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            give_up = time.monotonic() + START_SECONDS
-            while not _is_ready(url):
-                if server.poll() is not None or time.monotonic() > give_up:
-                    said = (folder / "gunicorn.log").read_text().strip().splitlines()
-                    raise ServerError(f"gunicorn didn't start: {said[-1:]}")
-                time.sleep(0.1)
-            yield url
-        finally:
-            server.terminate()
-            server.wait(START_SECONDS)
-
-
-def _is_ready(url: str) -> bool:
-    with suppress(URLError, ConnectionError), urlopen(f"{url}/readyz", timeout=5) as answer:
-        return answer.status == 200
-    return False
 
 
 def _press(url: str, students: Path, options: argparse.Namespace, cache: Redis | None) -> Told:

@@ -33,11 +33,10 @@ class Rival(threading.Thread):
         if connection.vendor == "sqlite":
             time.sleep(0.3)  # SQLite polls, and shows nobody that it does
         else:
-            deadline = time.monotonic() + PATIENCE
-            while not _status("Innodb_row_lock_current_waits"):
-                assert self.is_alive(), f"the rival ended without waiting: {self._error}"
-                assert time.monotonic() < deadline, "the rival never waited"
-                time.sleep(0.01)
+            wait_for_lock_waits(1, meanwhile=self._assert_alive)
+        self._assert_alive()
+
+    def _assert_alive(self) -> None:
         assert self.is_alive(), f"the rival ended without waiting: {self._error}"
 
     def finish(self) -> Any:
@@ -53,10 +52,11 @@ class Rival(threading.Thread):
         return self.finish()
 
 
-def wait_for_lock_waits(number: int) -> None:
+def wait_for_lock_waits(number: int, *, meanwhile: Callable[[], None] = lambda: None) -> None:
     """Return when so many transactions wait for a lock."""
     deadline = time.monotonic() + PATIENCE
     while _status("Innodb_row_lock_current_waits") < number:
+        meanwhile()
         assert time.monotonic() < deadline, "they never waited"
         time.sleep(0.01)
 

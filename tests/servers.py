@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 HOST = "127.0.0.1"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -353,6 +353,14 @@ def chromium() -> str | None:
     """The program that the browser tests drive, or None."""
     # Ubuntu's are only shells around a snap.
     return next(filter(None, map(_which, ("chromium", "google-chrome-stable"))), None)
+
+
+def chromium_options() -> dict[str, Any]:
+    """How Playwright starts it. Raises MissingPrograms."""
+    _require(BROWSER)
+    # Its sandbox doesn't start for root.
+    arguments = ["--disable-gpu", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
+    return {"executable_path": chromium(), "args": arguments}
 
 
 def _galera() -> Path | None:

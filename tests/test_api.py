@@ -15,12 +15,6 @@ from tests.conftest import drifts
 Make = Callable[..., Any]
 
 
-@pytest.fixture
-def signed_in(client: Client, student: Any) -> Client:
-    client.force_login(student)
-    return client
-
-
 def test_a_course_and_its_count(client: Client, make_course: Make, make_students: Make) -> None:
     art = Subject.objects.create(name="Art", slug="art")
     course = make_course(title="Drawing", slug="drawing", subject=art, capacity=20)

@@ -31,11 +31,7 @@ PHONE = {"width": 390, "height": 844}
 
 @pytest.fixture(scope="session")
 def browser_type_launch_args(browser_type_launch_args: dict[str, Any]) -> dict[str, Any]:
-    program = servers.chromium()
-    assert program, "Chromium is missing: python -m tests.servers --install"
-    # Its sandbox doesn't start for root.
-    arguments = ["--disable-gpu", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
-    return browser_type_launch_args | {"executable_path": program, "args": arguments}
+    return browser_type_launch_args | servers.chromium_options()
 
 
 @pytest.fixture

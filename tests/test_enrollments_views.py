@@ -16,12 +16,6 @@ from tests.test_catalogue import counts, text
 Make = Callable[..., Any]
 
 
-@pytest.fixture
-def signed_in(client: Client, student: Any) -> Client:
-    client.force_login(student)
-    return client
-
-
 def press(client: Client, course: Course, what: str) -> str:
     """The words of the page that one comes back to."""
     page = client.post(f"{course.get_absolute_url()}{what}/", follow=True)
