@@ -6,19 +6,25 @@ from typing import Any
 from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.models import CHANGE, LogEntry
+from django.contrib.admin.utils import unquote
 from django.contrib.auth import get_user_model
 from django.contrib.auth.admin import UserAdmin
 from django.core.exceptions import ObjectDoesNotExist
-from django.db.models import QuerySet
-from django.http import HttpRequest, HttpResponse
+from django.db.models import Model, QuerySet
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.loader import render_to_string
 from django.template.response import TemplateResponse
+from django.urls import reverse
+from django.utils.http import urlencode
 
-from courses.admin import ProtectedByEnrollments, RetriedAdmin, retried
+from courses.admin import LedgerAdmin, ProtectedByEnrollments, RetriedAdmin, retried
 from enrollments import services
-from enrollments.models import Enrollment
+from enrollments.history import Origin, Source
+from enrollments.models import Enrollment, EnrollmentEvent
 
 # Rows withdrawn at a time. Each is a field of the confirmation, and Django takes 1,000 fields.
 MOST_SELECTED = 500
+MOST_EVENTS = 20  # shown on the page of an enrolment or a student
 
 
 class AlreadyEnrolled(Exception):
@@ -39,6 +45,28 @@ class EnrollmentForm(forms.ModelForm):
         return super()._get_validation_exclusions() | {"student", "course"}
 
 
+def may_see_history(request: HttpRequest, obj: Model | None) -> bool:
+    return obj is not None and request.user.has_perm("enrollments.view_enrollmentevent")
+
+
+def history_url(**of: Any) -> str:
+    url = reverse("admin:enrollments_enrollmentevent_changelist")
+    return f"{url}?{urlencode({f'{name}__id__exact': key for name, key in of.items()})}"
+
+
+def newest_events(**of: Any) -> str:
+    """The newest events of an enrolment or a student, as a table."""
+    events = EnrollmentEvent.objects.filter(**of).select_related("course", "other_course")
+    newest = list(events.order_by("-pk")[: MOST_EVENTS + 1])
+    context = {
+        "events": newest[:MOST_EVENTS],
+        "with_course": "course" not in of,
+        "is_cut": len(newest) > MOST_EVENTS,
+        "all_url": history_url(**of),
+    }
+    return render_to_string("admin/enrollments/history.html", context)
+
+
 @admin.register(Enrollment)
 class EnrollmentAdmin(RetriedAdmin):
     form = EnrollmentForm
@@ -57,10 +85,26 @@ class EnrollmentAdmin(RetriedAdmin):
 
     def get_fields(self, request: HttpRequest, obj: Enrollment | None = None) -> list[str]:
         fields = ["student", "course"]
-        return [*fields, "status", "enrollment_date", "withdrawal_date"] if obj else fields
+        if not obj:
+            return fields
+        fields += ["status", "enrollment_date", "withdrawal_date"]
+        return [*fields, "history"] if may_see_history(request, obj) else fields
 
     def get_readonly_fields(self, request: HttpRequest, obj: Enrollment | None = None) -> list[str]:
-        return ["student", "course", "enrollment_date", "withdrawal_date"] if obj else []
+        return ["student", "course", "enrollment_date", "withdrawal_date", "history"] if obj else []
+
+    @admin.display
+    def history(self, row: Enrollment) -> str:
+        return newest_events(student=row.student_id, course=row.course_id)
+
+    def history_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        # Django's lists what was done in the admin, and nothing else.
+        row = self.get_object(request, unquote(object_id))
+        if not may_see_history(request, row):
+            return super().history_view(request, object_id, extra_context)
+        return HttpResponseRedirect(history_url(student=row.student_id, course=row.course_id))
 
     def get_form(self, request: HttpRequest, *args: Any, **kwargs: Any) -> type[EnrollmentForm]:
         form = super().get_form(request, *args, **kwargs)  # a class made for this request
@@ -86,10 +130,13 @@ class EnrollmentAdmin(RetriedAdmin):
     def save_model(
         self, request: HttpRequest, obj: Enrollment, form: EnrollmentForm, change: bool
     ) -> None:
+        origin = self._origin(request)
         if change:
-            services.set_status(student=obj.student_id, course=obj.course_id, status=obj.status)
+            services.set_status(
+                student=obj.student_id, course=obj.course_id, status=obj.status, origin=origin
+            )
             return
-        row, changed = services.enroll(student=obj.student_id, course=obj.course_id)
+        row, changed = services.enroll(student=obj.student_id, course=obj.course_id, origin=origin)
         if not changed:
             raise AlreadyEnrolled(f"{obj.student} is enrolled in “{obj.course}” already.")
         obj.pk = row.pk
@@ -135,12 +182,18 @@ class EnrollmentAdmin(RetriedAdmin):
             request, "admin/enrollments/enrollment/withdraw_selected.html", context
         )
 
+    def _origin(self, request: HttpRequest) -> Origin:
+        return Origin(Source.ADMIN, request.user.get_username())
+
     def _withdraw(self, request: HttpRequest, rows: list[Enrollment]) -> None:
         students = defaultdict(list)
         for row in rows:
             students[row.course_id].append(row.student_id)
+        origin = self._origin(request)
         withdrawn = sum(
-            services.unenroll_many(course=course, students=students[course]).withdrawn
+            services.unenroll_many(
+                course=course, students=students[course], origin=origin
+            ).withdrawn
             for course in sorted(students)
         )
         if not withdrawn:
@@ -166,4 +219,47 @@ admin.site.unregister(get_user_model())
 
 @admin.register(get_user_model())
 class StudentAdmin(ProtectedByEnrollments, UserAdmin):
-    pass
+    readonly_fields = ["enrollments"]
+
+    class Media:
+        css = {"all": ["enrollments/admin.css"]}
+
+    def get_fieldsets(self, request: HttpRequest, obj: Model | None = None) -> list[Any]:
+        fieldsets = list(super().get_fieldsets(request, obj))
+        if may_see_history(request, obj):
+            fieldsets.append(("Enrolments", {"fields": ["enrollments"]}))
+        return fieldsets
+
+    @admin.display(description="history")
+    def enrollments(self, student: Model) -> str:
+        return newest_events(student=student.pk)
+
+
+@admin.register(EnrollmentEvent)
+class EnrollmentEventAdmin(LedgerAdmin):
+    list_display = ["at", "student_name", "what", "course_name", "source", "actor"]
+    fields = [
+        *("at", "student_name", "told", "course_name", "status"),
+        *("enrollment_date", "withdrawal_date", "source", "actor"),
+    ]
+    readonly_fields = ["student_name", "told", "course_name"]
+    # Only keys have an index.
+    sortable_by = []
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[EnrollmentEvent]:
+        return super().get_queryset(request).select_related("student", "course", "other_course")
+
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
+        return lookup in ("student__id__exact", "course__id__exact")
+
+    @admin.display(description="student")
+    def student_name(self, event: EnrollmentEvent) -> str:
+        return event.student_name
+
+    @admin.display(description="course")
+    def course_name(self, event: EnrollmentEvent) -> str:
+        return event.course_name
+
+    @admin.display(description="what")
+    def told(self, event: EnrollmentEvent) -> str:
+        return event.told

@@ -14,6 +14,7 @@ from ninja.security import SessionAuth
 from courses.api import Problem
 from courses.models import Course
 from enrollments import services
+from enrollments.history import Origin, Source
 from enrollments.models import Enrollment
 
 
@@ -54,7 +55,7 @@ REFUSALS = {401: Problem, 403: Problem, 404: Problem, 503: Problem}
 def enroll(request: StudentRequest, slug: str) -> Status[dict[str, Any]]:
     course = get_object_or_404(Course, slug=slug)
     try:
-        row, changed = services.enroll(student=request.user, course=course)
+        row, changed = services.enroll(student=request.user, course=course, origin=_by(request))
     except services.CourseFull as error:
         raise HttpError(409, str(error)) from error
     answer = {
@@ -76,7 +77,11 @@ def enroll(request: StudentRequest, slug: str) -> Status[dict[str, Any]]:
 def leave(request: StudentRequest, slug: str) -> Status[None]:
     course = get_object_or_404(Course, slug=slug)
     try:
-        services.leave(student=request.user, course=course)
+        services.leave(student=request.user, course=course, origin=_by(request))
     except services.CourseCompleted as error:
         raise HttpError(409, str(error)) from error
     return Status(204, None)
+
+
+def _by(request: StudentRequest) -> Origin:
+    return Origin(Source.API, request.user.get_username())

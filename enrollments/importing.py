@@ -15,8 +15,10 @@ from django.db import transaction
 
 from courses.models import Course, Subject
 from courses.transactions import in_transaction
+from enrollments.bulk import CHUNK
 from enrollments.files import EnrollmentFile, PassedOver, Refused, Row
-from enrollments.services import CHUNK, Outcome, Registration, register_many
+from enrollments.history import Origin, Source
+from enrollments.services import Outcome, Registration, register_many
 
 
 @dataclass(slots=True)
@@ -42,6 +44,7 @@ def import_file(
     *,
     file: EnrollmentFile,
     refuse: Callable[[Refused], object],
+    actor: str = "",
     dry_run: bool = False,
     existing_only: bool = False,
     expect: Callable[[int], object] = lambda rows: None,
@@ -56,11 +59,11 @@ def import_file(
     alone. Refused rows go to `refuse`, and change nothing for others.
 
     With `dry_run` each transaction is rolled back. With `existing_only` rows are refused that
-    name a course or a student that isn't there. `expect` is called with the number of good
-    rows, once it is known; `looked_at` with the number done. Raises UnreadableFile, and then
-    nothing was written.
+    name a course or a student that isn't there. `actor` is who does it, for the history.
+    `expect` is called with the number of good rows, once it is known; `looked_at` with the
+    number done. Raises UnreadableFile, and then nothing was written.
     """
-    summary = Summary()
+    summary, origin = Summary(), Origin(Source.IMPORT, actor)
     with closing(_Spool()) as spool:
         total = spool.fill(_good_rows(file, summary, refuse))
         for repeated in spool.without_repeated(file):
@@ -71,7 +74,7 @@ def import_file(
         for _, rows in groupby(spool.deciding_rows(), key=lambda row: row.course):
             course_made, moved = False, 0
             for chunk in _chunks(rows):
-                done = _register(chunk, file.format.exact, existing_only, dry_run, moved)
+                done = _register(chunk, file.format.exact, existing_only, dry_run, moved, origin)
                 for row in chunk:
                     summary.count(done.outcomes[row.student])
                     if reason := done.reasons.get(row.student):
@@ -230,7 +233,12 @@ class _NoCourse(Exception):
 
 
 def _register_now(
-    rows: list[Row], exact: bool, existing_only: bool, dry_run: bool, moved: int
+    rows: list[Row],
+    exact: bool,
+    existing_only: bool,
+    dry_run: bool,
+    moved: int,
+    origin: Origin,
 ) -> _Done:
     """Register students of one course. `moved` is by how much its counter would be, had those
     before them not been rolled back."""
@@ -257,6 +265,7 @@ def _register_now(
             if row.student in students
         ],
         outcomes=True,
+        origin=origin,
     ).outcomes
     assert outcomes is not None  # they were asked for
     if dry_run:

@@ -1,4 +1,4 @@
-"""The enrolment row: one student in one course, kept for ever."""
+"""The enrolment row: one student in one course, kept for ever. And its history."""
 
 from django.conf import settings
 from django.db import models
@@ -6,7 +6,13 @@ from django.db.models import Q
 from django.utils import timezone
 
 from courses.models import Course
-from enrollments.querysets import COUNTED_STATUSES, EnrollmentQuerySet, refused
+from enrollments.querysets import (
+    COUNTED_STATUSES,
+    EnrollmentEventQuerySet,
+    EnrollmentQuerySet,
+    refused,
+    refused_event,
+)
 
 
 class Enrollment(models.Model):
@@ -61,3 +67,97 @@ class Enrollment(models.Model):
 
     save = refused("save", "enroll() or set_status()")
     delete = refused("delete", "unenroll() or erase_student()")
+
+
+class EnrollmentEvent(models.Model):
+    """What was done to an enrolment, when, and who did it. Added by `enrollments.services`."""
+
+    class What(models.TextChoices):
+        ENROLLED = "enrolled"
+        TAKEN_UP = "taken_up", "Taken up again"
+        COMPLETED = "completed"
+        REOPENED = "reopened"
+        WITHDRAWN = "withdrawn"
+        MOVED_AWAY = "moved_away", "Moved to another course"
+        MOVED_HERE = "moved_here", "Moved from another course"
+        REDATED = "redated", "Given other dates"
+        ERASED = "erased"
+
+    class Source(models.TextChoices):
+        PAGE = "page"
+        ADMIN = "admin"
+        API = "api", "API"
+        IMPORT = "import"
+        CODE = "code", "Other code"
+
+    # Not known to the database, and not followed by deletions. A foreign key would lock the
+    # rows that it names for each event; and that somebody was erased is told by their number,
+    # which names nobody any more.
+    student = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        models.DO_NOTHING,
+        null=True,
+        db_constraint=False,
+        db_index=False,
+        related_name="enrollment_events",
+    )
+    course = models.ForeignKey(
+        Course,
+        models.DO_NOTHING,
+        null=True,
+        db_constraint=False,
+        related_name="enrollment_events",
+    )
+    what = models.CharField(max_length=10, choices=What)
+    # The row as it was then; empty where it was erased.
+    status = models.CharField(max_length=10, choices=Enrollment.Status, blank=True)
+    enrollment_date = models.DateTimeField("enrolment date", null=True)
+    withdrawal_date = models.DateTimeField(null=True)
+    at = models.DateTimeField()
+    source = models.CharField(max_length=6, choices=Source)
+    actor = models.CharField(
+        max_length=150,
+        blank=True,
+        help_text="The username as it was then; of a command, the account that ran it.",
+    )
+    other_course = models.ForeignKey(
+        Course,
+        models.DO_NOTHING,
+        null=True,
+        db_constraint=False,
+        db_index=False,
+        related_name="+",
+        help_text="From or to which the student was moved.",
+    )
+
+    objects = EnrollmentEventQuerySet.as_manager()
+
+    class Meta:
+        base_manager_name = "objects"
+        verbose_name = "event of an enrolment"
+        verbose_name_plural = "history of enrolments"
+        indexes = [
+            models.Index(fields=["student", "course"], name="enrollment_event_of_student"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.get_what_display()}, {self.at:%Y-%m-%d %H:%M}"
+
+    @property
+    def student_name(self) -> str:
+        return str(self.student or f"student number {self.student_id}, deleted")
+
+    @property
+    def course_name(self) -> str:
+        return str(self.course or f"course number {self.course_id}, deleted")
+
+    @property
+    def told(self) -> str:
+        """What was done, with the other course where there is one."""
+        done = self.get_what_display()
+        if self.other_course_id is None:
+            return done
+        return f"{done}: {self.other_course or f'number {self.other_course_id}, deleted'}"
+
+    save = refused_event("save")
+    delete = refused_event("delete")

@@ -21,12 +21,24 @@ class DirectWriteError(RuntimeError):
 
 def refused(operation: str, service: str) -> Callable[..., NoReturn]:
     """Return a method that stands in for `operation`, and names the service to call."""
+    return _raises(
+        operation,
+        f"{operation}() would write enrolment rows past their course's counter: "
+        f"call enrollments.services.{service} instead.",
+    )
 
+
+def refused_event(operation: str) -> Callable[..., NoReturn]:
+    return _raises(
+        operation,
+        f"{operation}() would write the history of enrolments past them: the services add to "
+        "it with each change, and enrollments.services.erase_student() takes a student out.",
+    )
+
+
+def _raises(operation: str, message: str) -> Callable[..., NoReturn]:
     def method(self: Any, *args: Any, **kwargs: Any) -> NoReturn:
-        raise DirectWriteError(
-            f"{operation}() would write enrolment rows past their course's counter: "
-            f"call enrollments.services.{service} instead."
-        )
+        raise DirectWriteError(message)
 
     method.__name__ = operation
     method.alters_data = True  # type: ignore[attr-defined]  # for templates
@@ -51,3 +63,13 @@ class EnrollmentQuerySet(models.QuerySet):
     update = refused("update", "set_status() or unenroll_many()")
     bulk_update = refused("bulk_update", "register_many()")
     delete = refused("delete", "unenroll() or erase_student()")
+
+
+class EnrollmentEventQuerySet(models.QuerySet):
+    create = refused_event("create")
+    get_or_create = refused_event("get_or_create")
+    update_or_create = refused_event("update_or_create")
+    bulk_create = refused_event("bulk_create")
+    update = refused_event("update")
+    bulk_update = refused_event("bulk_update")
+    delete = refused_event("delete")

@@ -6,6 +6,9 @@ deadlock. Called inside a caller's `atomic()`, a service joins that transaction.
 outside, it retries conflicts and lost connections by itself; that is safe, as is any
 repeated call, because doing again what is done already changes nothing.
 
+Each change adds an event to the history of its enrolment (`enrollments.history`), with the
+`origin` that the caller gives: who asks for it, and which way it comes.
+
 `student` and `course` are an instance or a primary key. What isn't there raises
 `Course.DoesNotExist` or the user model's `DoesNotExist`. A database that stays away or
 busy after all retries raises `django.db.OperationalError`: call again later.
@@ -14,11 +17,10 @@ busy after all retries raises `django.db.OperationalError`: call again later.
 import logging
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from functools import cache
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -34,12 +36,14 @@ from django.db import (
 )
 from django.db.models import F, IntegerField, Model, QuerySet
 from django.db.models.signals import post_save, pre_save
-from django.utils import timezone
 
 from courses.metrics import REFUSALS
 from courses.models import Course
 from courses.rebuild import recount_locked
 from courses.transactions import in_transaction, reads_are_current
+from enrollments import bulk, history
+from enrollments.bulk import chunks
+from enrollments.history import Event, Origin, Stamp, stamped
 from enrollments.models import Enrollment
 from enrollments.querysets import COUNTED_STATUSES, DirectWriteError
 
@@ -47,9 +51,7 @@ logger = logging.getLogger(__name__)
 
 Status = Enrollment.Status
 
-# Keys in one IN (…) and rows in one INSERT. Of 1,000 keys MariaDB makes a join, which reads
-# and locks what it passes by.
-CHUNK = 900
+UNKNOWN = Origin()  # of callers that don't say
 
 
 class CourseFull(Exception):
@@ -112,66 +114,76 @@ class Registration:
     exact: bool = True
 
 
-def enroll(*, student: Model | int, course: Course | int) -> tuple[Enrollment, bool]:
+def enroll(
+    *, student: Model | int, course: Course | int, origin: Origin = UNKNOWN
+) -> tuple[Enrollment, bool]:
     """Enrol a student, and return the row and whether this call moved the counter.
 
     A withdrawn row is taken up again; one that counts already is left as it is.
     Raises CourseFull.
     """
-    row, outcome = _enroll(_key(student), _key(course, Course), timezone.now())
+    row, outcome = _enroll(_key(student), _key(course, Course), stamped(origin))
     assert row is not None  # else it raises
     return row, outcome is not Outcome.UNCHANGED
 
 
-def unenroll(*, student: Model | int, course: Course | int) -> bool:
+def unenroll(*, student: Model | int, course: Course | int, origin: Origin = UNKNOWN) -> bool:
     """Withdraw a student, and return whether this call did so.
 
     False: there was no enrolment that counts. The row is kept, as withdrawn.
     """
-    _, outcome = _write_one(_key(student), _key(course, Course), _withdrawn(timezone.now()))
+    stamp = stamped(origin)
+    _, outcome = _write_one(_key(student), _key(course, Course), _withdrawn(stamp.at), stamp)
     return outcome is not Outcome.UNCHANGED
 
 
-def leave(*, student: Model | int, course: Course | int) -> bool:
+def leave(*, student: Model | int, course: Course | int, origin: Origin = UNKNOWN) -> bool:
     """Withdraw a student who wants to, and return whether this call did so.
 
     As `unenroll()`, but what is completed stays. Raises CourseCompleted.
     """
-    withdraw = _withdrawn(timezone.now())
+    stamp = stamped(origin)
+    withdraw = _withdrawn(stamp.at)
 
     def target(row: _State | None) -> _State | None:
         if row is not None and row.status == Status.COMPLETED:
             raise CourseCompleted("You have completed this course: it stays among yours.")
         return withdraw(row)
 
-    _, outcome = _write_one(_key(student), _key(course, Course), target)
+    _, outcome = _write_one(_key(student), _key(course, Course), target, stamp)
     return outcome is not Outcome.UNCHANGED
 
 
-def set_status(*, student: Model | int, course: Course | int, status: str) -> bool:
+def set_status(
+    *, student: Model | int, course: Course | int, status: str, origin: Origin = UNKNOWN
+) -> bool:
     """Give an enrolment another status, and return whether this call changed it.
 
     Raises NotEnrolled where there is no row, CourseFull where a withdrawn row would
     count again and no seat is left, ValueError for a status that doesn't exist.
     """
     _require_status(status)
-    now = timezone.now()
+    stamp = stamped(origin)
 
     def target(row: _State | None) -> _State | None:
         if row is None or row.status == status:
             return None
         if status == Status.WITHDRAWN:
-            return _State(status, row.enrollment_date, now)
-        return _State(status, row.enrollment_date if row.is_counted else now, None)
+            return _State(status, row.enrollment_date, stamp.at)
+        return _State(status, row.enrollment_date if row.is_counted else stamp.at, None)
 
-    row, outcome = _write_one(_key(student), _key(course, Course), target)
+    row, outcome = _write_one(_key(student), _key(course, Course), target, stamp)
     if row is None:
         raise NotEnrolled("The student has no enrolment in this course: enrol them first.")
     return outcome is not Outcome.UNCHANGED
 
 
 def transfer(
-    *, student: Model | int, source: Course | int, target: Course | int
+    *,
+    student: Model | int,
+    source: Course | int,
+    target: Course | int,
+    origin: Origin = UNKNOWN,
 ) -> tuple[Enrollment, bool]:
     """Move an active enrolment; return the row in `target`, and whether this call moved it.
 
@@ -182,7 +194,7 @@ def transfer(
     source_key, target_key = _key(source, Course), _key(target, Course)
     if source_key == target_key:
         raise ValueError("Source and target are the same course: name two.")
-    row, outcome = _transfer(_key(student), source_key, target_key, timezone.now())
+    row, outcome = _transfer(_key(student), source_key, target_key, stamped(origin))
     assert row is not None  # else it raises
     return row, outcome is not Outcome.UNCHANGED
 
@@ -193,6 +205,7 @@ def enroll_many(
     students: Iterable[Model | int],
     chunk_size: int | None = None,
     outcomes: bool = False,
+    origin: Origin = UNKNOWN,
 ) -> BulkResult:
     """Enrol students in the given order until the course is full; the rest are refused.
 
@@ -205,8 +218,9 @@ def enroll_many(
     `outcomes` asks for the outcome of each student. Raises ValueError for a `chunk_size`
     below 1.
     """
-    targets = dict.fromkeys(_keys(students), _enrolled(timezone.now()))
-    return _write_chunks(_key(course, Course), targets, chunk_size, outcomes)
+    stamp = stamped(origin)
+    targets = dict.fromkeys(_keys(students), _enrolled(stamp.at))
+    return _write_chunks(_key(course, Course), targets, stamp, chunk_size, outcomes)
 
 
 def unenroll_many(
@@ -215,13 +229,15 @@ def unenroll_many(
     students: Iterable[Model | int],
     chunk_size: int | None = None,
     outcomes: bool = False,
+    origin: Origin = UNKNOWN,
 ) -> BulkResult:
     """Withdraw students; those without an enrolment that counts are left as they are.
 
     `chunk_size` and `outcomes` are those of `enroll_many()`.
     """
-    targets = dict.fromkeys(_keys(students), _withdrawn(timezone.now()))
-    return _write_chunks(_key(course, Course), targets, chunk_size, outcomes)
+    stamp = stamped(origin)
+    targets = dict.fromkeys(_keys(students), _withdrawn(stamp.at))
+    return _write_chunks(_key(course, Course), targets, stamp, chunk_size, outcomes)
 
 
 def register_many(
@@ -230,6 +246,7 @@ def register_many(
     registrations: Iterable[Registration],
     chunk_size: int | None = None,
     outcomes: bool = False,
+    origin: Origin = UNKNOWN,
 ) -> BulkResult:
     """Make rows as given, with their dates: for records that are kept elsewhere.
 
@@ -237,19 +254,20 @@ def register_many(
     `chunk_size` and `outcomes` are those of `enroll_many()`.
     Raises ValueError for a status that doesn't exist or doesn't fit the dates.
     """
-    now = timezone.now()
-    targets = {_key(item.student): _registered(item, now) for item in registrations}
-    return _write_chunks(_key(course, Course), targets, chunk_size, outcomes)
+    stamp = stamped(origin)
+    targets = {_key(item.student): _registered(item, stamp.at) for item in registrations}
+    return _write_chunks(_key(course, Course), targets, stamp, chunk_size, outcomes)
 
 
-def erase_student(*, student: Model | int) -> int:
-    """Delete all rows of a student, and return their number.
+def erase_student(*, student: Model | int, origin: Origin = UNKNOWN) -> int:
+    """Delete all rows of a student with their history, and return the number of rows.
 
-    For deletion requests: the user can be deleted afterwards.
+    For deletion requests: the user can be deleted afterwards. What is left of each row is the
+    event that it was erased.
     """
     erased = None
     while erased is None:
-        erased = _erase(_key(student))
+        erased = _erase(_key(student), stamped(origin))
     return erased
 
 
@@ -339,19 +357,22 @@ def _state(row: Enrollment) -> _State:
     return _State(row.status, row.enrollment_date, row.withdrawal_date)
 
 
-def _enroll_now(student_key: Any, course_key: Any, now: datetime) -> _WrittenOne:
-    # The common case in two statements: the UPDATE takes the course's lock, tests for a
-    # seat and moves the counter.
+def _enroll_now(student_key: Any, course_key: Any, stamp: Stamp) -> _WrittenOne:
+    # The common case in two statements, and the one of its event: the UPDATE takes the
+    # course's lock, tests for a seat and moves the counter.
     if connection.features.can_defer_constraint_checks:
         # This database would notice a missing student at COMMIT only.
         _require_students([student_key])
     row = Enrollment(
-        student_id=student_key, course_id=course_key, status=Status.ACTIVE, enrollment_date=now
+        student_id=student_key,
+        course_id=course_key,
+        status=Status.ACTIVE,
+        enrollment_date=stamp.at,
     )
-    if _insert_counted(row):
+    if _insert_counted(row, stamp):
         return _WrittenOne(row, Outcome.CREATED)
     # There is a row already, or no seat, or no such student or course.
-    return _write_one_now(student_key, course_key, _enrolled(now))
+    return _write_one_now(student_key, course_key, _enrolled(stamp.at), stamp)
 
 
 # By hand: the ORM takes longer to make up these statements than the database to do them, and
@@ -372,8 +393,8 @@ _INSERTED: list[Any] = [
 ]
 
 
-def _insert_counted(row: Enrollment) -> bool:
-    """Take a seat and insert the row, or neither; return which."""
+def _insert_counted(row: Enrollment, stamp: Stamp) -> bool:
+    """Take a seat and insert the row with its event, or nothing; return which."""
     # Looked up once, which Django's `connection` does for each of its attributes.
     database = connections[DEFAULT_DB_ALIAS]
     sent = {"sender": Enrollment, "instance": row, "raw": False, "using": database.alias}
@@ -398,18 +419,21 @@ def _insert_counted(row: Enrollment) -> bool:
             cursor.execute(_GIVE_SEAT_BACK, [row.course_id])
             return False
         row.pk = cursor.lastrowid
+        history.add_enrolled(cursor, values, stamp)
     row._state.adding, row._state.db = False, database.alias
     post_save.send(**sent, update_fields=None, created=True)
     return True
 
 
-def _write_one_now(student_key: Any, course_key: Any, target: _Target) -> _WrittenOne:
+def _write_one_now(student_key: Any, course_key: Any, target: _Target, stamp: Stamp) -> _WrittenOne:
     (course,) = _lock(course_key)
-    return _one(course, student_key, target)
+    return _one(course, student_key, target, stamp)
 
 
-def _one(course: Course, student_key: Any, target: _Target) -> _WrittenOne:
-    rows, outcomes = _write(course, {student_key: target})
+def _one(
+    course: Course, student_key: Any, target: _Target, stamp: Stamp, moved: Any = None
+) -> _WrittenOne:
+    rows, outcomes = _write(course, {student_key: target}, stamp, moved)
     if outcomes[student_key] is Outcome.REFUSED:
         raise CourseFull(course)
     row = rows.get(student_key)
@@ -423,20 +447,24 @@ def _enrollment(course: Course, student_key: Any, row: _Row) -> Enrollment:
     return enrollment
 
 
-def _write_many_now(course_key: Any, targets: Mapping[Any, _Target]) -> _Outcomes:
+def _write_many_now(course_key: Any, targets: Mapping[Any, _Target], stamp: Stamp) -> _Outcomes:
     (course,) = _lock(course_key)
-    return _write(course, targets).outcomes
+    return _write(course, targets, stamp).outcomes
 
 
 def _write_chunks(
-    course_key: Any, targets: Mapping[Any, _Target], chunk_size: int | None, with_outcomes: bool
+    course_key: Any,
+    targets: Mapping[Any, _Target],
+    stamp: Stamp,
+    chunk_size: int | None,
+    with_outcomes: bool,
 ) -> BulkResult:
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"The chunk size must be at least 1, not {chunk_size}.")
     remaining = iter(targets.items())
-    outcomes = _write_many(course_key, dict(islice(remaining, chunk_size)))
+    outcomes = _write_many(course_key, dict(islice(remaining, chunk_size)), stamp)
     while chunk := dict(islice(remaining, chunk_size)):
-        outcomes |= _write_many(course_key, chunk)
+        outcomes |= _write_many(course_key, chunk, stamp)
     number = Counter(outcomes.values())
     return BulkResult(
         created=number[Outcome.CREATED],
@@ -449,27 +477,27 @@ def _write_chunks(
     )
 
 
-def _transfer_now(student_key: Any, source_key: Any, target_key: Any, now: datetime) -> _WrittenOne:
+def _transfer_now(student_key: Any, source_key: Any, target_key: Any, stamp: Stamp) -> _WrittenOne:
     """Return the row in the target, and the outcome in the source."""
     courses = {course.pk: course for course in _lock(source_key, target_key)}
 
     def leave(row: _State | None) -> _State | None:
         if row is None or row.status != Status.ACTIVE:
             return None
-        return _State(Status.WITHDRAWN, row.enrollment_date, now)
+        return _State(Status.WITHDRAWN, row.enrollment_date, stamp.at)
 
-    left = _one(courses[source_key], student_key, leave)
+    left = _one(courses[source_key], student_key, leave, stamp, target_key)
     if left.is_unchanged:
         there = courses[target_key]
         row = _rows_of(there, [student_key]).get(student_key)
         if row is None or not row.state.is_counted:
             raise NotEnrolled("The student has no active enrolment in the course to leave.")
         return _WrittenOne(_enrollment(there, student_key, row), Outcome.UNCHANGED)
-    entered = _one(courses[target_key], student_key, _enrolled(now))
+    entered = _one(courses[target_key], student_key, _enrolled(stamp.at), stamp, source_key)
     return _WrittenOne(entered.row, left.outcome)
 
 
-def _erase_now(student_key: Any) -> int | None:
+def _erase_now(student_key: Any, stamp: Stamp) -> int | None:
     """Return the number of rows erased, or None: look again, there is one more course now."""
     _require_students([student_key])
     locked = _lock(*(row.course_id for row in _rows_of_student(student_key)))
@@ -477,8 +505,10 @@ def _erase_now(student_key: Any) -> int | None:
     if {row.course_id for row in rows} - {course.pk for course in locked}:
         return None
     courses = {course.pk: course for course in locked}
+    history.forget(student_key)
     for row in rows:
         _require_all(_unguarded().filter(pk=row.pk).delete()[0], [row.pk])
+        history.add(row.course_id, [Event(student_key, history.What.ERASED)], stamp)
         _move_counter(courses[row.course_id], -int(row.is_counted))
     return len(rows)
 
@@ -514,7 +544,7 @@ def _lock(*course_keys: Any) -> list[Course]:
 
 def _rows_of(course: Course, student_keys: Sequence[Any]) -> dict[Any, _Row]:
     rows = _unguarded().filter(course=course).values_list("student_id", "pk", *_State._fields)
-    if len(student_keys) > CHUNK and reads_are_current():
+    if len(student_keys) > bulk.CHUNK and reads_are_current():
         # Most of a course is read faster whole than looked for. One more than there are
         # students: it has more rows than that.
         found = list(rows[: len(student_keys) + 1])
@@ -522,7 +552,7 @@ def _rows_of(course: Course, student_keys: Sequence[Any]) -> dict[Any, _Row]:
             return {key: _Row(pk, _State(*state)) for key, pk, *state in found}
     return {
         key: _Row(pk, _State(*state))
-        for keys in _chunks(student_keys)
+        for keys in chunks(student_keys)
         for key, pk, *state in _current(rows.filter(student__in=keys))
     }
 
@@ -536,14 +566,20 @@ def _current(rows: QuerySet) -> QuerySet:
     return rows if reads_are_current() else rows.select_for_update()
 
 
-def _write(course: Course, targets: Mapping[Any, _Target]) -> _Written:
-    """Bring the rows of a locked course to their targets, and its counter with them."""
+def _write(
+    course: Course, targets: Mapping[Any, _Target], stamp: Stamp, moved: Any = None
+) -> _Written:
+    """Bring the rows of a locked course to their targets, its counter and history with them.
+
+    `moved` is the key of the other course, where a student is moved from one to the other.
+    """
     rows = _rows_of(course, list(targets))
     free = math.inf if course.capacity is None else course.capacity - course.total_enrollments
     delta = 0
     outcomes: _Outcomes = {}
     new: dict[Any, _State] = {}
     changes: defaultdict[tuple[tuple[str, Any], ...], list[Any]] = defaultdict(list)
+    events = []
     for student_key, target in targets.items():
         row = rows.get(student_key)
         before = None if row is None else row.state
@@ -557,6 +593,8 @@ def _write(course: Course, targets: Mapping[Any, _Target]) -> _Written:
             REFUSALS.inc()
             continue
         delta += move
+        what = history.what(before and before.status, state.status, is_move=moved is not None)
+        events.append(Event(student_key, what, *state))
         if row is None or before is None:
             outcomes[student_key] = Outcome.CREATED
             new[student_key] = state
@@ -570,8 +608,9 @@ def _write(course: Course, targets: Mapping[Any, _Target]) -> _Written:
     _require_students([key for key in unproven if key not in rows])
     rows |= _insert_new(course, new)
     for change, keys in changes.items():
-        for chunk in _chunks(keys):
+        for chunk in chunks(keys):
             _require_all(_unguarded().filter(pk__in=chunk).update(**dict(change)), chunk)
+    history.add(course.pk, events, stamp, moved)
     _move_counter(course, delta)
     return _Written(rows, outcomes)
 
@@ -604,34 +643,12 @@ def _insert(row: Enrollment) -> bool:
 
 
 def _insert_many(course: Course, new: Mapping[Any, _State]) -> bool:
-    """Insert rows, and return whether their keys allowed it.
-
-    Not bulk_create(), and what rows have in common is quoted once and not once a row: either
-    takes longer than the database does, and all that time the course is locked.
-    """
-    student: Any = Enrollment._meta.get_field("student")
-    others: list[Any] = [Enrollment._meta.get_field(name) for name in ("course", *_State._fields)]
-    quote_name = connection.ops.quote_name
-    columns = ", ".join(quote_name(field.column) for field in (student, *others))
-    into = f"INSERT INTO {quote_name(Enrollment._meta.db_table)} ({columns}) VALUES "
-    prepare, quote = student.target_field.get_db_prep_value, connection.schema_editor().quote_value
-
-    @cache
-    def row_of(state: _State) -> str:
-        values = zip(others, (course.pk, *state), strict=True)
-        prepared = (field.get_db_prep_save(value, connection) for field, value in values)
-        quoted = ("NULL" if value is None else str(quote(value)) for value in prepared)
-        return f"(%s, {', '.join(quoted)})"
-
-    with connection.cursor() as cursor:
-        for keys in _chunks(list(new)):
-            rows = ", ".join([row_of(new[key]) for key in keys])
-            try:
-                cursor.execute(
-                    into + rows, [prepare(key, connection, prepared=True) for key in keys]
-                )
-            except IntegrityError:
-                return False
+    """Insert rows, and return whether their keys allowed it."""
+    rows = [(student_key, (course.pk, *state)) for student_key, state in new.items()]
+    try:
+        bulk.insert(Enrollment, ["student", "course", *_State._fields], rows)
+    except IntegrityError:
+        return False
     return True
 
 
@@ -660,7 +677,7 @@ def _move_counter(course: Course, delta: int) -> None:
 def _require_students(keys: Sequence[Any]) -> None:
     users = get_user_model()._default_manager
     missing = set(keys)
-    for chunk in _chunks(keys):
+    for chunk in chunks(keys):
         missing.difference_update(users.filter(pk__in=chunk).values_list("pk", flat=True))
     if missing:
         raise get_user_model().DoesNotExist(f"There is no user with the key {_listed(missing)}.")
@@ -695,10 +712,6 @@ def _key(value: Any, model: Any = None) -> Any:
     except (ValidationError, ValueError):  # MySQL has no key 0
         raise model.DoesNotExist(f"There is no {model.__name__} with the key {value!r}.") from None
     return key
-
-
-def _chunks(keys: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    return (keys[start : start + CHUNK] for start in range(0, len(keys), CHUNK))
 
 
 def _listed(keys: Iterable[Any], most: int = 5) -> str:

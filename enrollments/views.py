@@ -1,6 +1,7 @@
 """What students do with their own enrolments."""
 
 from collections.abc import Callable
+from typing import Any
 
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
@@ -13,6 +14,7 @@ from django.views.decorators.http import require_safe
 
 from courses.models import Course
 from enrollments import services
+from enrollments.history import Origin, Source
 from enrollments.models import Enrollment
 
 
@@ -38,7 +40,7 @@ def _pressed(
 
 def _enroll(request: HttpRequest, course: Course, student: Model) -> None:
     try:
-        _, changed = services.enroll(student=student, course=course)
+        _, changed = services.enroll(student=student, course=course, origin=_by(student))
     except services.CourseFull as error:
         messages.error(request, str(error))
     else:
@@ -50,7 +52,7 @@ def _enroll(request: HttpRequest, course: Course, student: Model) -> None:
 
 def _leave(request: HttpRequest, course: Course, student: Model) -> None:
     try:
-        changed = services.leave(student=student, course=course)
+        changed = services.leave(student=student, course=course, origin=_by(student))
     except services.CourseCompleted as error:
         messages.error(request, str(error))
     else:
@@ -58,6 +60,10 @@ def _leave(request: HttpRequest, course: Course, student: Model) -> None:
             messages.success(request, f"You have left “{course.title}”.")
         else:
             messages.info(request, f"You were not enrolled in “{course.title}”.")
+
+
+def _by(student: Any) -> Origin:
+    return Origin(Source.PAGE, student.get_username())
 
 
 @never_cache

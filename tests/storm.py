@@ -339,6 +339,7 @@ def storm(
     from courses.models import Course
     from courses.rebuild import find_drift, rebuild
     from enrollments.models import Enrollment
+    from tests.histories import untold
     from tests.processes import run_in_processes
     from tests.rivals import deadlocks
 
@@ -387,6 +388,8 @@ def storm(
             status in (UNKNOWN, found.get(key)),
             f"row {key} was acknowledged as {status} and is {found.get(key)}",
         )
+    wrong = untold()
+    total.expect(not wrong, f"the history tells these rows otherwise: {list(wrong)[:5]}")
     if on_mysql and meanwhile is None and not conflicts:  # else they are many, or forgotten
         total.outcomes["deadlocks"] = deadlocks() - deadlocks_before
     return total

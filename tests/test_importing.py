@@ -17,10 +17,11 @@ from django.db import connection
 
 from benchmarks import canvas_file
 from courses.models import Course, Subject
+from enrollments.bulk import CHUNK
 from enrollments.files import Refused, UnreadableFile, enrollment_file
 from enrollments.importing import Summary, import_file
 from enrollments.models import Enrollment
-from enrollments.services import CHUNK, enroll, enroll_many, unenroll
+from enrollments.services import enroll, enroll_many, unenroll
 from tests.commands import NOBODY, assert_refused, everything, manage, no_tables
 from tests.conftest import drifts
 from tests.processes import run_in_processes

@@ -31,6 +31,7 @@ from enrollments.services import (
     unenroll,
     unenroll_many,
 )
+from tests.histories import untold
 
 STUDENTS = st.integers(0, 3)
 COURSES = st.integers(0, 2)
@@ -201,6 +202,7 @@ class Services(RuleBasedStateMachine):
         assert [(found.total_enrollments, found.drift) for found in counts] == [
             (self.taken(course), 0) for course in range(3)
         ]
+        assert untold() == set()
 
 
 @pytest.mark.timeout(300)

@@ -1,6 +1,7 @@
 """Commands whose errors are one line, on standard error, with exit status 2."""
 
 import os
+import pwd
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -47,6 +48,17 @@ class OneLineErrorCommand(BaseCommand):
     @staticmethod
     def bad_input(message: str) -> CommandError:
         return CommandError(message, returncode=2)
+
+    @staticmethod
+    def account() -> str:
+        """Who runs this: an account of the operating system, and for whom where sudo knows it."""
+        key = os.geteuid()
+        try:
+            name = pwd.getpwuid(key).pw_name
+        except KeyError:  # as in containers
+            name = str(key)
+        person = os.environ.get("SUDO_USER")
+        return f"{name} for {person}" if person else name
 
     @staticmethod
     def add_output_argument(parser: CommandParser) -> None:

@@ -73,6 +73,7 @@ class Command(OneLineErrorCommand):
                 summary = import_file(
                     file=opened,
                     refuse=refuse,
+                    actor=self.account(),
                     dry_run=dry_run,
                     existing_only=existing_only,
                     expect=bar.reset,

@@ -10,6 +10,7 @@ from django.utils.text import slugify
 
 from courses.management.one_line import OneLineErrorCommand
 from courses.models import Course, Subject
+from enrollments.history import Origin
 from enrollments.models import Enrollment
 from enrollments.services import enroll_many, set_status, unenroll_many
 
@@ -27,6 +28,7 @@ INSTRUCTORS = [
     "Fatima Zahra", "Grace Mwangi", "Hiroshi Tanaka", "Ingrid Bauer", "Jamal Haddad",
 ]  # fmt: skip
 NAME = PASSWORD = "admin"
+ORIGIN = Origin(actor="load_demo")
 
 
 class Command(OneLineErrorCommand):
@@ -110,10 +112,15 @@ class Command(OneLineErrorCommand):
         return made
 
     def _fill(self, rng: random.Random, course: Course, wanting: list[int]) -> None:
-        refused = enroll_many(course=course, students=wanting).refused
+        refused = enroll_many(course=course, students=wanting, origin=ORIGIN).refused
         leaving = rng.sample(wanting, k=len(wanting) // 8)
-        unenroll_many(course=course, students=leaving)
-        enroll_many(course=course, students=refused)
+        unenroll_many(course=course, students=leaving, origin=ORIGIN)
+        enroll_many(course=course, students=refused, origin=ORIGIN)
         staying = Enrollment.objects.filter(course=course).counted().order_by("pk")
         for row in rng.sample(list(staying), k=staying.count() // 20):
-            set_status(student=row.student_id, course=course, status=Enrollment.Status.COMPLETED)
+            set_status(
+                student=row.student_id,
+                course=course,
+                status=Enrollment.Status.COMPLETED,
+                origin=ORIGIN,
+            )

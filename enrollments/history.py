@@ -1,0 +1,96 @@
+"""The history of enrolments: an event for each change, in the transaction that makes it.
+
+Added by `enrollments.services` after the row, under the lock of its course. Rows that are
+older than this table, and what is written past the services, have no events.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from django.db.models import QuerySet
+from django.utils import timezone
+
+from enrollments import bulk
+from enrollments.models import Enrollment, EnrollmentEvent
+
+What = EnrollmentEvent.What
+Source = EnrollmentEvent.Source
+Status = Enrollment.Status
+_MOST_LETTERS = EnrollmentEvent._meta.get_field("actor").max_length
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Who asks a service for a change, and which way it comes."""
+
+    source: str = Source.CODE
+    # The username, or the account of the operating system. Empty: not known.
+    actor: str = ""
+
+
+class Stamp(NamedTuple):
+    """What all events of one call have in common."""
+
+    at: datetime
+    source: str
+    actor: str
+
+
+class Event(NamedTuple):
+    """What became of one student's row, and how the row is now."""
+
+    student_key: Any
+    what: str
+    status: str = ""
+    enrollment_date: datetime | None = None
+    withdrawal_date: datetime | None = None
+
+
+def stamped(origin: Origin) -> Stamp:
+    return Stamp(timezone.now(), origin.source, origin.actor[:_MOST_LETTERS])
+
+
+def what(before: str | None, after: str, *, is_move: bool = False) -> What:
+    """Say what it is that makes one status of another; None: there was no row."""
+    if is_move:
+        return What.MOVED_AWAY if after == Status.WITHDRAWN else What.MOVED_HERE
+    if before == after:
+        return What.REDATED
+    if before == Status.WITHDRAWN:
+        return What.TAKEN_UP
+    if after == Status.ACTIVE:
+        return What.ENROLLED if before is None else What.REOPENED
+    return What(after)
+
+
+def add(
+    course_key: Any, events: Sequence[Event], stamp: Stamp, other_course_key: Any = None
+) -> None:
+    """Add the events of rows of one course."""
+    rows = [
+        (student_key, (*done, course_key, *stamp, other_course_key))
+        for student_key, *done in events
+    ]
+    bulk.insert(EnrollmentEvent, _COLUMNS, rows)
+
+
+_COLUMNS = ["student", *Event._fields[1:], "course", *Stamp._fields, "other_course"]
+# By hand, for the same reason as the row that it comes with.
+_INSERT = (
+    "INSERT INTO enrollments_enrollmentevent "
+    "(student_id, course_id, status, enrollment_date, what, at, source, actor) "
+    "VALUES (%s, %s, %s, %s, 'enrolled', %s, %s, %s)"
+)
+
+
+def add_enrolled(cursor: Any, row: Sequence[Any], stamp: Stamp) -> None:
+    """Add the event of a new row, given as the database has it."""
+    at = cursor.db.ops.adapt_datetimefield_value(stamp.at)
+    cursor.execute(_INSERT, [*row, at, stamp.source, stamp.actor])
+
+
+def forget(student_key: Any) -> None:
+    """Take away all events of a student, but that somebody was erased."""
+    QuerySet(EnrollmentEvent).filter(student=student_key).exclude(what=What.ERASED).delete()
