@@ -3,13 +3,15 @@
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from typing import Any
+from unittest.mock import patch
 
 import MySQLdb
+from django.contrib.auth import get_user_model
 from django.db import DatabaseError, transaction
 from django.db.models import F, Model
 
@@ -23,11 +25,14 @@ from benchmarks.models import (
     PlainEnrollment,
     SignalCourse,
     SignalEnrollment,
+    TrackedEnrollment,
     TriggerCourse,
     TriggerEnrollment,
 )
 from benchmarks.sizes import Size
 from courses.models import Course
+from enrollments import history
+from enrollments.history import Origin, Source
 from enrollments.models import Enrollment
 from enrollments.services import enroll
 from tests.processes import run_in_processes
@@ -43,18 +48,30 @@ INSERT_ROW = """
         (student_id, course_id, status, enrollment_date)
     VALUES (%s, %s, 'active', %s)
 """
+ADD_EVENT = """
+    INSERT INTO enrollments_enrollmentevent
+        (student_id, course_id, status, enrollment_date, what, at, source, actor)
+    VALUES (%s, %s, 'active', %s, 'enrolled', %s, 'page', %s)
+"""
 
 
 def by_driver(stack: ExitStack) -> Enrol:
     return by_driver_with(stack.enter_context(bare_driver()), stack)
 
 
-def by_driver_with(driver: Any, stack: ExitStack) -> Enrol:
+def by_driver_without_history(stack: ExitStack) -> Enrol:
+    return by_driver_with(stack.enter_context(bare_driver()), stack, history=False)
+
+
+def by_driver_with(driver: Any, stack: ExitStack, *, history: bool = True) -> Enrol:
     cursor = stack.enter_context(driver.cursor())
 
     def enrol(student: int, course: int) -> None:
+        now = datetime.now(UTC).replace(tzinfo=None)
         cursor.execute(MOVE_COUNTER, (course,))
-        cursor.execute(INSERT_ROW, (student, course, datetime.now(UTC).replace(tzinfo=None)))
+        cursor.execute(INSERT_ROW, (student, course, now))
+        if history:
+            cursor.execute(ADD_EVENT, (student, course, now, now, f"student{student}"))
         driver.commit()
 
     return enrol
@@ -73,7 +90,24 @@ def by_driver_as_django(stack: ExitStack) -> Enrol:
 
 
 def by_service(stack: ExitStack) -> Enrol:
-    return lambda student, course: enroll(student=student, course=course)
+    return lambda student, course: enroll(
+        student=student, course=course, origin=Origin(Source.PAGE, f"student{student}")
+    )
+
+
+def by_service_without_history(stack: ExitStack) -> Enrol:
+    stack.enter_context(no_history())
+    return by_service(stack)
+
+
+@contextmanager
+def no_history() -> Iterator[None]:
+    """What the services would be without it."""
+    with (
+        patch.object(history, "add_enrolled", lambda *event: None),
+        patch.object(history, "add", lambda *events: None),
+    ):
+        yield
 
 
 def row_first(stack: ExitStack) -> Enrol:
@@ -81,6 +115,19 @@ def row_first(stack: ExitStack) -> Enrol:
     def enrol(student: int, course: int) -> None:
         PlainEnrollment.objects.create(student_id=student, course_id=course)
         PlainCourse.objects.filter(pk=course).update(total_enrollments=F("total_enrollments") + 1)
+
+    return enrol
+
+
+def with_simple_history(stack: ExitStack) -> Enrol:
+    @transaction.atomic
+    def enrol(student: int, course: int) -> None:
+        # In our order, so that what is measured is the history and no deadlocks.
+        PlainCourse.objects.filter(pk=course).update(total_enrollments=F("total_enrollments") + 1)
+        row = TrackedEnrollment(student_id=student, course_id=course)
+        row._change_reason = "page"
+        row._history_user = student_named(student)
+        row.save(force_insert=True)
 
     return enrol
 
@@ -133,16 +180,32 @@ SERVICE = Rival(f"{OURS}, enroll()", by_service, Course, Enrollment)
 SIGNAL = Rival("signal with COUNT, save", counting_signal, SignalCourse, SignalEnrollment)
 RIVALS = [
     DRIVER,
+    Rival("bare driver, no history", by_driver_without_history, Course, Enrollment),
     Rival(
         "bare driver, autocommit switched as Django does", by_driver_as_django, Course, Enrollment
     ),
     SERVICE,
+    Rival("enroll() without its history", by_service_without_history, Course, Enrollment),
+    Rival(
+        "F(), then row with django-simple-history",
+        with_simple_history,
+        PlainCourse,
+        TrackedEnrollment,
+    ),
     Rival("row first, then F()", row_first, PlainCourse, PlainEnrollment),
     SIGNAL,
     Rival("select_for_update, row, save", lock_first, PlainCourse, PlainEnrollment),
     Rival("django-computedfields", computed_field, ComputedCourse, ComputedEnrollment),
     Rival("database trigger", trigger, TriggerCourse, TriggerEnrollment),
 ]
+
+
+@cache
+def student_named(key: int) -> Any:
+    """A user as a request has it, not read again for what is measured."""
+    return get_user_model()(pk=key)
+
+
 _numbers = itertools.count(1)
 
 

@@ -10,13 +10,15 @@ from typing import Any
 
 from django.db import transaction
 from django.db.models import Model
+from simple_history.utils import bulk_create_with_history
 
 from benchmarks.data import add_students, bare_driver, database
-from benchmarks.enrolling import new_course, row_first
+from benchmarks.enrolling import new_course, no_history, row_first
 from benchmarks.measuring import FLOOR, OURS, Run, Way, Work, timed
-from benchmarks.models import PlainCourse, PlainEnrollment
+from benchmarks.models import PlainCourse, PlainEnrollment, TrackedEnrollment
 from benchmarks.sizes import Size
 from courses.models import Course
+from enrollments.history import Origin, Source
 from enrollments.services import enroll_many
 
 MOVE_COUNTER = "UPDATE courses_course SET total_enrollments = total_enrollments + %s WHERE id = %s"
@@ -32,14 +34,27 @@ def many(size: Size) -> Iterator[list[Work]]:
             for student in students[: size.one_by_one]:
                 enrol(student, course)
 
+        def ours(course: int) -> None:
+            origin = Origin(Source.IMPORT, "benchmarks")
+            enroll_many(course=course, students=students, origin=origin)
+
+        def without_history(course: int) -> None:
+            with no_history():
+                ours(course)
+
         def run(model: type[Model], work: Callable[[int], object], done: int = size.many) -> Run:
             return timed(partial(work, new_course(model)), done=done)
 
         ways = {
             f"{FLOOR}, multi-row INSERT": partial(run, Course, partial(insert, driver, students)),
-            "LOAD DATA": partial(run, Course, partial(load, driver, students)),
-            f"{OURS}, enroll_many()": partial(
-                run, Course, lambda course: enroll_many(course=course, students=students)
+            "multi-row INSERT, no history": partial(
+                run, Course, partial(insert, driver, students, history=False)
+            ),
+            "LOAD DATA, no history": partial(run, Course, partial(load, driver, students)),
+            f"{OURS}, enroll_many()": partial(run, Course, ours),
+            "enroll_many() without its history": partial(run, Course, without_history),
+            "bulk_create_with_history of django-simple-history": partial(
+                run, PlainCourse, partial(tracked, students)
             ),
             "bulk_create, count, save": partial(run, PlainCourse, partial(bulk_create, students)),
             f"one by one ({size.one_by_one:,} of them)": partial(
@@ -50,7 +65,7 @@ def many(size: Size) -> Iterator[list[Work]]:
         yield [Work("many", title, [Way(name, call) for name, call in ways.items()])]
 
 
-def insert(driver: Any, students: range, course: int) -> None:
+def insert(driver: Any, students: range, course: int, *, history: bool = True) -> None:
     with driver.cursor() as cursor:
         cursor.execute(MOVE_COUNTER, (len(students), course))
         now = datetime.now(UTC).replace(tzinfo=None)
@@ -60,6 +75,16 @@ def insert(driver: Any, students: range, course: int) -> None:
             "VALUES (%s, %s, %s, %s)",
             [(student, course, "active", now) for student in students],
         )
+        if history:
+            cursor.executemany(
+                "INSERT INTO enrollments_enrollmentevent (student_id, course_id, status, "
+                "enrollment_date, what, at, source, actor) "
+                "VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
+                [
+                    (student, course, "active", now, "enrolled", now, "import", "benchmarks")
+                    for student in students
+                ],
+            )
     driver.commit()
 
 
@@ -86,3 +111,14 @@ def bulk_create(students: range, course_key: int) -> None:
     )
     course.total_enrollments = course.enrollments.filter(status="active").count()
     course.save()
+
+
+@transaction.atomic
+def tracked(students: range, course: int) -> None:
+    PlainCourse.objects.filter(pk=course).update(total_enrollments=len(students))
+    bulk_create_with_history(
+        [TrackedEnrollment(student_id=student, course_id=course) for student in students],
+        TrackedEnrollment,
+        batch_size=1_000,
+        default_change_reason="import",
+    )

@@ -11,6 +11,7 @@ from django.db import models
 from django.db.models.signals import post_save
 from django.dispatch import receiver
 from django.utils import timezone
+from simple_history.models import HistoricalRecords
 
 COUNTED = ["active", "completed"]
 
@@ -61,6 +62,13 @@ class PlainEnrollment(EnrollmentBase):
     course = models.ForeignKey(
         PlainCourse, models.PROTECT, related_name="enrollments", db_index=False
     )
+
+
+class TrackedEnrollment(EnrollmentBase):
+    """Its history is kept by django-simple-history."""
+
+    course = models.ForeignKey(PlainCourse, models.PROTECT, related_name="tracked", db_index=False)
+    history = HistoricalRecords(history_change_reason_field=models.CharField(max_length=6))
 
 
 class SignalCourse(CountedCourse):
@@ -115,6 +123,8 @@ class ComputedEnrollment(EnrollmentBase):
 TABLES = [
     PlainCourse,
     PlainEnrollment,
+    TrackedEnrollment,
+    TrackedEnrollment.history.model,
     SignalCourse,
     SignalEnrollment,
     TriggerCourse,

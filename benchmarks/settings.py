@@ -4,7 +4,7 @@ import os
 
 from project.settings import *
 
-INSTALLED_APPS += ["benchmarks.apps.ComputedFieldsConfig", "benchmarks"]
+INSTALLED_APPS += ["benchmarks.apps.ComputedFieldsConfig", "simple_history", "benchmarks"]
 LOGGING["root"]["level"] = "ERROR"
 # django-cachalot as its users have it, on the tables that the project keeps from it. It is
 # not installed here: the catalogue's runs load and unload it.

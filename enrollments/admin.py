@@ -246,6 +246,9 @@ class EnrollmentEventAdmin(LedgerAdmin):
     # Only keys have an index.
     sortable_by = []
 
+    class Media:
+        css = {"all": ["enrollments/admin.css"]}
+
     def get_queryset(self, request: HttpRequest) -> QuerySet[EnrollmentEvent]:
         return super().get_queryset(request).select_related("student", "course", "other_course")
 

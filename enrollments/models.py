@@ -134,8 +134,7 @@ class EnrollmentEvent(models.Model):
 
     class Meta:
         base_manager_name = "objects"
-        verbose_name = "event of an enrolment"
-        verbose_name_plural = "history of enrolments"
+        verbose_name = "enrolment event"
         indexes = [
             models.Index(fields=["student", "course"], name="enrollment_event_of_student"),
         ]

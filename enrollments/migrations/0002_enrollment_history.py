@@ -30,8 +30,7 @@ class Migration(migrations.Migration):
                 ('student', models.ForeignKey(db_constraint=False, db_index=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='enrollment_events', to=settings.AUTH_USER_MODEL)),
             ],
             options={
-                'verbose_name': 'event of an enrolment',
-                'verbose_name_plural': 'history of enrolments',
+                'verbose_name': 'enrolment event',
                 'base_manager_name': 'objects',
                 'indexes': [models.Index(fields=['student', 'course'], name='enrollment_event_of_student')],
             },
