@@ -35,7 +35,7 @@ from enrollments.services import (
     unenroll,
     unenroll_many,
 )
-from tests.commands import manage
+from tests.commands import assert_refused, manage
 from tests.conftest import drifts
 from tests.histories import untold
 
@@ -296,6 +296,26 @@ def test_an_import_says_which_account_ran_it(tmp_path: Path, monkeypatch: Any) -
     monkeypatch.setenv("SUDO_USER", "anna")
     assert manage("import_enrollments", path).returncode == 0
     assert origins() == {("import", account), ("import", f"{account} for anna")}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_command_erases_whom_it_names_and_nobody_else(
+    make_students: Make, course: Course, monkeypatch: Any
+) -> None:
+    student, other = make_students(2)
+    for each in (student, other):
+        enroll(student=each, course=course)
+    for unknown in ("nobody", student.username.upper()):
+        refused = manage("erase_student", unknown)
+        assert_refused(refused, f"There is no user {unknown!r}")
+    monkeypatch.setenv("SUDO_USER", "anna")
+    erased = manage("erase_student", student.username)
+    assert erased.stdout.startswith(f"Erased 1 enrolment of {student.username}.")
+    assert list(Enrollment.objects.values_list("student", flat=True)) == [other.pk]
+    assert drifts() == {}
+    event = EnrollmentEvent.objects.get(student=student)
+    assert (event.what, event.source) == ("erased", "code")
+    assert event.actor.endswith(" for anna")
 
 
 # Where it is shown ----------------------------------------------------------------
