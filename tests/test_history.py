@@ -295,7 +295,7 @@ def test_an_import_says_which_account_ran_it(tmp_path: Path, monkeypatch: Any) -
     path.write_text(path.read_text().replace("active", "deleted"))
     monkeypatch.setenv("SUDO_USER", "anna")
     assert manage("import_enrollments", path).returncode == 0
-    assert origins() == {("import", account), ("import", f"{account} for anna")}
+    assert origins() == {("import", account), ("import", f"anna as {account}")}
 
 
 @pytest.mark.django_db(transaction=True)
@@ -315,7 +315,7 @@ def test_the_command_erases_whom_it_names_and_nobody_else(
     assert drifts() == {}
     event = EnrollmentEvent.objects.get(student=student)
     assert (event.what, event.source) == ("erased", "code")
-    assert event.actor.endswith(" for anna")
+    assert event.actor.startswith("anna as ")
 
 
 # Where it is shown ----------------------------------------------------------------

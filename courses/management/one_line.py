@@ -51,14 +51,14 @@ class OneLineErrorCommand(BaseCommand):
 
     @staticmethod
     def account() -> str:
-        """Who runs this: an account of the operating system, and for whom where sudo knows it."""
+        """Whom the operating system takes the caller for; with sudo, also who that is."""
         key = os.geteuid()
         try:
             name = pwd.getpwuid(key).pw_name
-        except KeyError:  # as in containers
-            name = str(key)
+        except KeyError:  # in a container
+            name = f"user {key}"
         person = os.environ.get("SUDO_USER")
-        return f"{name} for {person}" if person else name
+        return f"{person} as {name}" if person else name
 
     @staticmethod
     def add_output_argument(parser: CommandParser) -> None:
