@@ -42,8 +42,8 @@ check: .venv/.requirements-dev  ## style, types, migrations, deployment: before 
 	$(check_env) .venv/bin/python manage.py makemigrations --check --dry-run
 	$(check_env) .venv/bin/python manage.py check --deploy --fail-level WARNING
 
-# What a count depends on: each branch is taken by a test.
-core := enrollments/services.py,courses/rebuild.py,courses/fields.py,project/cache.py
+# What a count and its history depend on: each branch is taken by a test.
+core := enrollments/services.py,enrollments/history.py,enrollments/bulk.py,courses/rebuild.py,courses/fields.py,project/cache.py
 coverage_run := .venv/bin/python -m coverage run -m pytest $(ARGS)
 
 coverage: .venv/.requirements-dev  ## branches that the tests take, both runs together
