@@ -3,12 +3,14 @@
 Reads the ledger only, in the same few queries whatever the number of courses and rows.
 """
 
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from typing import Any
 
-from django.db.models import Count, F, Max, Sum
-from django.db.models.functions import Abs, TruncDate
+from django.db.models import Count, Exists, F, Max, OuterRef, Q, Sum
+from django.db.models.functions import TruncDate
 from django.utils import timezone
 
 from courses.ledger import DAYS, MOST_FOUND
@@ -24,27 +26,17 @@ class Health:
 
     # The newest run that looked at all courses.
     whole: CountRun | None
-    # The newest run, that one or a later one, that left courses wrong.
-    wrong: CountRun | None
-    corrected_since: int  # since `wrong`
-    corrected_drift: int  # by how much those were wrong, in enrolments
-    largest: list[CountCorrection]  # of what `wrong` found and nobody has corrected since
-
-    @property
-    def drifted(self) -> int:
-        """Number of courses that were found wrong, and were not corrected since."""
-        return max(self.wrong.left - self.corrected_since, 0) if self.wrong else 0
-
-    @property
-    def absolute_drift(self) -> int:
-        """By how much they were found wrong, in enrolments."""
-        if self.wrong is None or not self.drifted:
-            return 0
-        return max(self.wrong.absolute_drift - self.corrected_drift, 0)
+    # The newest run, that one or a later one, that found what is still wrong; where nothing
+    # is, the newest that left courses wrong.
+    wrong: CountRun | None = None
+    drifted: int = 0  # that were found wrong, and neither corrected nor deleted since
+    absolute_drift: int = 0  # by how much those are wrong, in enrolments
+    corrected_since: int = 0
+    largest: list[CountCorrection] = field(default_factory=list)  # the newest of each course
 
     @property
     def is_right(self) -> bool:
-        """Whether all courses were looked at, and none is known to be wrong since."""
+        """Whether all courses were looked at, and none was found wrong since."""
         return self.whole is not None and self.wrong is None
 
     @property
@@ -55,18 +47,56 @@ class Health:
 def health() -> Health:
     newest_first = CountRun.objects.defer("enrolled_by_day").order_by("-pk")
     whole = newest_first.filter(of_all=True).first()
-    since = newest_first.filter(pk__gte=whole.pk) if whole else newest_first
-    wrong = since.filter(drifted__gt=F("corrected")).first()
-    if wrong is None:
-        return Health(whole, None, 0, 0, [])
-    later = CountCorrection.objects.filter(run__gt=wrong.pk, corrected=True, course__isnull=False)
-    found = wrong.corrections.exclude(course__in=later.values("course")).order_by("pk")
-    since_then = later.aggregate(
-        courses=Count("course", distinct=True), drift=Sum(Abs("drift"), default=0)
-    )
+    runs = newest_first.filter(drifted__gt=F("corrected"))
+    found = CountCorrection.objects.filter(corrected=False)
+    if whole:
+        # One that had begun before may have come to a course after this one had passed it.
+        runs = runs.filter(Q(pk__gte=whole.pk) | Q(started_at__gt=whole.started_at - OLD))
+        found = found.filter(Q(run__gte=whole.pk) | Q(at__gt=whole.started_at))
+    found = found.filter(run__in=runs.values("pk")).annotate(was_corrected=Exists(_CORRECTED))
+    of_run: defaultdict[int, list[CountCorrection]] = defaultdict(list)
+    newest: dict[int, Any] = {}
+    for entry in found.order_by("pk"):
+        of_run[entry.run_id].append(entry)
+        if entry.course_id is not None:
+            newest[entry.course_id] = entry
+    wrong = {key: entry for key, entry in newest.items() if not entry.was_corrected}
+
+    # Several runs may have found the same courses: the most that is known is of all of them,
+    # or of one that found more than it entered. Which those were, nobody knows, and whether
+    # they were corrected: they are wrong until a run over all.
+    most = len(wrong), _size(wrong.values())
+    concerned, left_by = [], []
+    for run in runs:
+        entered = of_run[run.pk]
+        still = [wrong[entry.course_id] for entry in entered if entry.course_id in wrong]
+        left = len(still)
+        if whole is None or run.pk >= whole.pk:
+            left += run.left - len(entered)
+            most = max(most, (left, run.absolute_drift - _size(entered) + _size(still)))
+        elif not entered:
+            continue
+        concerned.append(run)
+        if left:
+            left_by.append(run)
     return Health(
-        whole, wrong, since_then["courses"], int(since_then["drift"]), list(found[:MOST_FOUND])
+        whole,
+        next(iter(left_by or concerned), None),
+        *most,
+        len(newest) - len(wrong),
+        sorted(wrong.values(), key=lambda entry: -abs(entry.drift))[:MOST_FOUND],
     )
+
+
+# The same course's corrections: those entered later, and those made while the run that found
+# it wrong went on, which enters what it found at its end.
+_CORRECTED = CountCorrection.objects.filter(corrected=True, course=OuterRef("course")).filter(
+    Q(pk__gt=OuterRef("pk")) | Q(at__gt=OuterRef("at"), at__lt=OuterRef("run__finished_at"))
+)
+
+
+def _size(entries: Iterable[CountCorrection]) -> int:
+    return sum(abs(entry.drift) for entry in entries)
 
 
 def last_runs() -> list[CountRun]:

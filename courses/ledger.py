@@ -147,14 +147,16 @@ class _Entry:
     def __init__(self, kind: CountRun.Kind, by: str, alarm: bool) -> None:
         length = CountRun._meta.get_field("by").max_length
         self.run = CountRun(kind=kind, by=by[:length], started_at=timezone.now())
-        self._largest: list[tuple[int, int, Drift]] = []
+        self._largest: list[tuple[int, int, CountCorrection]] = []
         self._is_given_up = False
         self._alarms = alarm
 
     def add(self, batch: Batch) -> None:
         is_first = not self.run.looked_at
         self.run.looked_at += batch.looked_at
-        self.run.stored_sum += batch.stored
+        # What it looked at is right when it is told, whoever corrected it.
+        is_rebuild = self.run.kind == CountRun.Kind.REBUILD
+        self.run.stored_sum += batch.true if is_rebuild else batch.stored
         self.run.true_sum += batch.true
         if is_first:
             # Not before: a run that could not even read leaves its error, and nothing else.
@@ -164,14 +166,13 @@ class _Entry:
         self.run.drifted += 1
         self.run.absolute_drift += abs(drift.drift)
         add = heappush if len(self._largest) < MOST_FOUND else heappushpop
-        add(self._largest, (abs(drift.drift), -drift.course_id, drift))
+        add(self._largest, (abs(drift.drift), -drift.course_id, self._entry(drift)))
 
     def add_corrected(self, drifts: Sequence[Drift]) -> None:
         self.run.drifted += len(drifts)
         self.run.corrected += len(drifts)
         self.run.absolute_drift += sum(abs(drift.drift) for drift in drifts)
-        self.run.stored_sum -= sum(drift.drift for drift in drifts)
-        self._write(drifts)
+        self._write([self._entry(drift) for drift in drifts])
 
     def finish(self, *, of_all: bool, count_days_within: float) -> None:
         self.run.finished_at = now = timezone.now()
@@ -187,7 +188,18 @@ class _Entry:
     def _end(self) -> None:
         if self.run.drifted and self._alarms:
             self._alarm()
-        self._write([drift for *_, drift in sorted(self._largest, reverse=True)])
+        self._write([entry for *_, entry in sorted(self._largest, reverse=True)])
+
+    def _entry(self, drift: Drift) -> CountCorrection:
+        return CountCorrection(
+            course_id=drift.course_id,
+            course_title=drift.title,
+            stored=drift.stored,
+            true=drift.true,
+            drift=drift.drift,
+            corrected=self.run.kind == CountRun.Kind.REBUILD,
+            at=timezone.now(),
+        )
 
     def _alarm(self) -> None:
         if self.run.kind == CountRun.Kind.CHECK:
@@ -204,25 +216,12 @@ class _Entry:
             then,
         )
 
-    def _write(self, drifts: Sequence[Drift] = ()) -> None:
-        now = timezone.now()
-        is_corrected = self.run.kind == CountRun.Kind.REBUILD
-
+    def _write(self, entries: Sequence[CountCorrection] = ()) -> None:
         def write() -> None:
             self.run.save()
-            CountCorrection.objects.bulk_create(
-                CountCorrection(
-                    run=self.run,
-                    course_id=drift.course_id,
-                    course_title=drift.title,
-                    stored=drift.stored,
-                    true=drift.true,
-                    drift=drift.drift,
-                    corrected=is_corrected,
-                    at=now,
-                )
-                for drift in drifts
-            )
+            for entry in entries:
+                entry.run = self.run
+            CountCorrection.objects.bulk_create(entries)
 
         self._attempt(write)
 

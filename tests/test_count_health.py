@@ -37,6 +37,11 @@ def run(kind: CountRun.Kind, *courses: Course, by: str = "the tests") -> None:
     list(recorded(kind=kind, by=by, courses=asked))
 
 
+def known() -> tuple[int, int, list[Course | None]]:
+    found = health()
+    return found.drifted, found.absolute_drift, [entry.course for entry in found.largest]
+
+
 def said(client: Client) -> str:
     page = client.get(PAGE)
     assert page.status_code == 200
@@ -79,7 +84,7 @@ def test_wrong_until_it_is_corrected(staff_client: Client, courses: list[Course]
     assert health().absolute_drift == 10
     assert [found.course for found in health().largest] == courses[1:3]
     run(REBUILD, *courses)
-    assert "All that was found wrong is corrected" in said(staff_client)
+    assert "Nothing that was found wrong is left" in said(staff_client)
     assert (health().drifted, health().absolute_drift, health().is_right) == (0, 0, False)
     run(CHECK)
     assert "All counts are right" in said(staff_client)
@@ -111,6 +116,110 @@ def test_a_course_that_was_corrected_and_deleted_hides_no_other(courses: list[Co
     run(REBUILD, courses[0])
     courses[0].delete()
     assert [found.course for found in health().largest if found.course] == [courses[1]]
+
+
+def test_correcting_one_course_hides_no_other(courses: list[Course]) -> None:
+    damage(courses[0])
+    run(CHECK)
+    damage(courses[1])
+    run(REBUILD, courses[1])
+    assert known() == (1, 1, [courses[0]])
+
+
+def test_a_look_at_a_part_hides_nothing_that_was_found_before(
+    staff_client: Client, courses: list[Course]
+) -> None:
+    damage(*courses[:3], by=5)
+    run(CHECK)
+    damage(courses[3], by=9)
+    run(CHECK, courses[3])
+    assert known() == (4, 24, [courses[3], *courses[:3]])
+    next(recorded(kind=CHECK, by="one that was killed", courses=Course.objects.all()))
+    assert known()[0] == 4
+    run(REBUILD, courses[3])
+    assert known() == (3, 15, courses[:3])
+    assert "3 courses with a wrong count" in said(staff_client)
+
+
+def test_what_drifts_again_is_wrong_by_what_was_found_last(courses: list[Course]) -> None:
+    damage(*courses[:2], by=5)
+    run(CHECK)
+    run(REBUILD, courses[0])
+    damage(*courses[:2], by=2)
+    run(CHECK, *courses[:2])
+    assert known() == (2, 4, courses[:2])
+    run(REBUILD, courses[0])
+    assert known() == (1, 2, [courses[1]])
+
+
+def test_of_more_than_is_entered_none_is_taken_for_corrected(
+    staff_client: Client, courses: list[Course], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "MOST_FOUND", 1)
+    damage(courses[0], by=5)
+    damage(*courses[1:3], by=2)
+    run(CHECK)
+    run(CHECK, courses[1])
+    assert known() == (3, 9, [courses[0], courses[1]])
+    damage(courses[3])
+    run(REBUILD, courses[0], courses[3])
+    assert known() == (2, 4, [courses[1]])
+    assert "check again to see how many are left" in said(staff_client)
+    run(REBUILD)
+    assert known() == (0, 0, [])
+
+
+def test_a_deleted_course_is_not_wrong(staff_client: Client, courses: list[Course]) -> None:
+    damage(*courses[:2])
+    run(CHECK)
+    courses[0].delete()
+    assert known() == (1, 1, [courses[1]])
+    courses[1].delete()
+    assert known() == (0, 0, [])
+    assert "Nothing that was found wrong is left" in said(staff_client)
+
+
+def during_a_check(*work: Callable[[], Any]) -> None:
+    """Do that after the first course, the second, and so on."""
+    steps = iter(work)
+    list(
+        recorded(
+            kind=CHECK, by="slow", batch_size=1, batch_done=lambda _: next(steps, lambda: None)()
+        )
+    )
+
+
+def test_what_a_slow_check_finds_after_another_has_passed_is_known(courses: list[Course]) -> None:
+    damage(courses[0])
+
+    def others() -> None:
+        run(REBUILD)
+        run(CHECK)
+        assert health().is_right
+        damage(courses[3], by=7)
+
+    during_a_check(lambda: None, others)
+    assert (health().is_right, *known()) == (False, 1, 7, [courses[3]])
+    run(CHECK)
+    assert known() == (1, 7, [courses[3]])
+
+
+def test_what_is_found_while_others_correct_it_is_not_wrong_afterwards(
+    courses: list[Course],
+) -> None:
+    damage(courses[0])
+    during_a_check(lambda: None, lambda: run(REBUILD, courses[0]))
+    assert known() == (0, 0, [])
+    damage(courses[0])
+    # Over all, after the slow one has seen the first course, and before its end.
+    during_a_check(lambda: None, lambda: run(REBUILD))
+    assert (health().is_right, *known()) == (True, 0, 0, [])
+    damage(*courses[2:])
+    slow = recorded(kind=REBUILD, by="the tests", batch_size=1)
+    next(slow)
+    run(CHECK, *courses)
+    list(slow)
+    assert known() == (0, 0, [])
 
 
 def test_who_looks_and_who_breaks_off_is_listed(

@@ -171,6 +171,18 @@ def test_drift_down_is_as_large_as_up(courses: list[Course]) -> None:
     assert list(check.corrections.order_by("pk").values_list("drift", flat=True)) == [-3, 2]
 
 
+@pytest.mark.mariadb
+@pytest.mark.django_db(transaction=True)
+def test_of_two_rebuilds_at_once_both_say_what_the_counts_are_then(courses: list[Course]) -> None:
+    damage(*courses[:2])
+    rival = Rival(lambda: run(REBUILD))
+    with transaction.atomic():
+        list(rebuild())
+        rival.start_and_wait_for_our_lock()
+    second = rival.finish()
+    assert (*numbers(second), second.stored_sum, second.true_sum) == (12, 0, 0, 0, 6, 6)
+
+
 def test_the_action_says_whose_it_is(staff_client: Client, courses: list[Course]) -> None:
     damage(courses[0])
     data = {"action": "rebuild_counts", "_selected_action": [courses[0].pk]}
