@@ -6,7 +6,7 @@ Reads the ledger only, in the same few queries whatever the number of courses an
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from django.db.models import Count, Exists, F, Max, OuterRef, Q, Sum
@@ -155,13 +155,13 @@ class Plot:
 
 
 def plots() -> list[Plot]:
-    today = timezone.localdate()
+    today = timezone.now().date()
     days = [today - timedelta(days=back) for back in reversed(range(DAYS))]
     runs = CountRun.objects.filter(started_at__gte=timezone.now() - timedelta(days=DAYS))
     by_day: dict[date, Any] = {
         row["day"]: row
         for row in runs.order_by()
-        .annotate(day=TruncDate("started_at"))
+        .annotate(day=TruncDate("started_at", tzinfo=UTC))
         .values("day")
         .annotate(runs=Count("pk"), most_drifted=Max("drifted"), all_corrected=Sum("corrected"))
     }

@@ -1,7 +1,7 @@
 """Enrolment rows: which of them count, and why they can't be written from here."""
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NoReturn, Self
 
 from django.db import models
@@ -51,8 +51,9 @@ class EnrollmentQuerySet(models.QuerySet):
         return self.filter(status__in=COUNTED_STATUSES)
 
     def enrolled_by_day(self, *, since: datetime) -> dict[str, int]:
-        """Return the numbers of rows by day of enrolment, as ISO dates. Reads all rows once."""
-        days = self.filter(enrollment_date__gte=since).annotate(day=TruncDate("enrollment_date"))
+        """Return the numbers of rows by UTC day of enrolment, as ISO dates. Reads all rows once."""
+        day = TruncDate("enrollment_date", tzinfo=UTC)
+        days = self.filter(enrollment_date__gte=since).annotate(day=day)
         numbers = days.order_by("day").values("day").annotate(rows=models.Count("pk"))
         return {day.isoformat(): rows for day, rows in numbers.values_list("day", "rows")}
 

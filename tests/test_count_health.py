@@ -7,7 +7,7 @@ from django.apps import apps
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission
 from django.db import connection
-from django.test import Client
+from django.test import Client, override_settings
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
@@ -15,6 +15,7 @@ from courses import ledger
 from courses.health import Plot, health, plots
 from courses.ledger import recorded
 from courses.models import CountRun, Course
+from enrollments.services import enroll
 from tests.conftest import drifts
 
 Make = Callable[..., Any]
@@ -122,8 +123,10 @@ def test_correcting_one_course_hides_no_other(courses: list[Course]) -> None:
     damage(courses[0])
     run(CHECK)
     damage(courses[1])
+    run(CHECK, courses[1])
     run(REBUILD, courses[1])
     assert known() == (1, 1, [courses[0]])
+    assert health().wrong.of_all
 
 
 def test_a_look_at_a_part_hides_nothing_that_was_found_before(
@@ -392,6 +395,23 @@ def test_plots_have_the_worst_run_and_the_sum_of_corrections_of_each_day(db: Non
             of_then,
             total,
         )
+
+
+@override_settings(TIME_ZONE="Asia/Tokyo")
+def test_days_and_times_are_utc_wherever_the_site_is(
+    staff_client: Client, courses: list[Course], make_students: Make
+) -> None:
+    """MariaDB converts to no other zone before somebody has loaded its tables of zones."""
+    enroll(student=make_students(1)[0], course=courses[0])
+    run(CHECK)
+    now = timezone.now()
+    assert [plot.numbers[now.date()] for plot in plots()] == [0, 0, 1, 1]
+    assert all(plot.last_day == now.date() for plot in plots())
+    began = CountRun.objects.get().started_at
+    page = said(staff_client)
+    assert f"{began:%-d %b %Y, %H:%M:%S} UTC</time>" in page
+    assert f"as of {began:%-d %b, %H:%M} UTC" in page
+    assert f">{began:%-d %b, %H:%M:%S}</a>" in page
 
 
 def test_enrolments_by_day_are_those_of_the_last_count(db: None, make_students: Make) -> None:
