@@ -17,7 +17,7 @@ from courses.ledger import recorded
 from courses.models import CountRun, Course
 from courses.transactions import in_transaction
 from enrollments.services import CourseFull, enroll, enroll_many
-from tests.commands import PROJECT, environment
+from tests.commands import PROJECT, environment, manage
 
 Make = Callable[..., Any]
 INCREASE = "from courses.metrics import REFUSALS; REFUSALS.inc()"
@@ -91,10 +91,44 @@ def test_counters_of_all_processes_are_added_up(
     assert list(folder.iterdir()) == []
 
 
-def test_counters_that_are_not_there(db: None, tmp_path: Path) -> None:
-    with pytest.raises(CommandError, match=re.escape(f"{tmp_path}/none is no folder")) as refused:
-        call_command("write_metrics", counters=tmp_path / "none")
+def test_the_counts_are_told_once_by_a_process_that_has_counters_of_its_own(
+    make_course: Make, tmp_path: Path
+) -> None:
+    make_course(total_enrollments=0)
+    folder, file = tmp_path / "counters", tmp_path / "courses.prom"
+    env = {"PROMETHEUS_MULTIPROC_DIR": str(folder)}
+    for _ in range(2):
+        done = manage("write_metrics", "--counters", str(folder), "--output", str(file), env=env)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    families = list(text_string_to_metric_families(file.read_text()))
+    assert len({family.name for family in families}) == len(families) == 7
+    assert all(len(family.samples) == 1 and family.documentation for family in families)
+
+
+def no_folder(folder: Path) -> None:
+    folder.touch()
+
+
+def just_begun(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "counter_1.db").touch()
+
+
+def cut_short(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "counter_1.db").write_bytes(b"\xb0\0\0\0\0\0\0\0\x7e\0\0\0[")
+
+
+@pytest.mark.parametrize("make", [no_folder, just_begun, cut_short])
+def test_without_counters_the_counts_are_told_all_the_same(
+    db: None, tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    folder, file = tmp_path / "counters", tmp_path / "courses.prom"
+    make(folder)
+    with pytest.raises(CommandError, match=re.escape(f"{folder} can't be read")) as refused:
+        call_command("write_metrics", counters=folder, output=file)
     assert refused.value.returncode == 2
+    assert read(file.read_text())["courses_drifted"] == 0
 
 
 def test_refusals_are_counted(make_course: Make, make_students: Make) -> None:
