@@ -48,6 +48,7 @@ def recorded(
     kind: CountRun.Kind,
     by: str,
     alarm: bool = True,
+    at_once: bool = False,
     courses: CourseQuerySet | None = None,
     batch_done: Callable[[Batch], object] | None = None,
     count_days_within: float = math.inf,
@@ -61,10 +62,15 @@ def recorded(
     the MOST_FOUND largest drifts are entered, and the numbers of all. A run that found drift
     is logged as one error, unless `alarm` is False because somebody is looking.
 
+    A run is entered after its first batch or correction: one that could not even read leaves
+    its error, and nothing else. `at_once` enters it before, for others to see that it goes on.
+
     A run over all courses that lasted no longer than `count_days_within` seconds also counts
     the enrolments by day, which reads all rows, where that was not done for an hour.
     """
     entry = _Entry(kind, by, alarm)
+    if at_once:
+        entry.write()
 
     def done(batch: Batch) -> None:
         entry.add(batch)
@@ -122,6 +128,7 @@ def check_for_a_while(*, by: str, seconds: float = CHECK_FOR) -> Checked:
     found = recorded(
         kind=CountRun.Kind.CHECK,
         by=by,
+        at_once=True,
         batch_size=CHECK_BATCH,
         batch_done=done,
         count_days_within=seconds / 5,
@@ -159,8 +166,7 @@ class _Entry:
         self.run.stored_sum += batch.true if is_rebuild else batch.stored
         self.run.true_sum += batch.true
         if is_first:
-            # Not before: a run that could not even read leaves its error, and nothing else.
-            self._write()
+            self.write()
 
     def add_found(self, drift: Drift) -> None:
         self.run.drifted += 1
@@ -172,7 +178,7 @@ class _Entry:
         self.run.drifted += len(drifts)
         self.run.corrected += len(drifts)
         self.run.absolute_drift += sum(abs(drift.drift) for drift in drifts)
-        self._write([self._entry(drift) for drift in drifts])
+        self.write([self._entry(drift) for drift in drifts])
 
     def finish(self, *, of_all: bool, count_days_within: float) -> None:
         self.run.finished_at = now = timezone.now()
@@ -188,7 +194,7 @@ class _Entry:
     def _end(self) -> None:
         if self.run.drifted and self._alarms:
             self._alarm()
-        self._write([entry for *_, entry in sorted(self._largest, reverse=True)])
+        self.write([entry for *_, entry in sorted(self._largest, reverse=True)])
 
     def _entry(self, drift: Drift) -> CountCorrection:
         return CountCorrection(
@@ -216,7 +222,7 @@ class _Entry:
             then,
         )
 
-    def _write(self, entries: Sequence[CountCorrection] = ()) -> None:
+    def write(self, entries: Sequence[CountCorrection] = ()) -> None:
         def write() -> None:
             self.run.save()
             for entry in entries:

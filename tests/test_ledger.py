@@ -316,6 +316,22 @@ def test_one_check_for_a_while_at_a_time(courses: list[Course]) -> None:
     assert check_for_a_while(by="the tests").is_whole
 
 
+@pytest.mark.django_db(transaction=True)
+def test_a_check_that_has_seen_nothing_yet_goes_on_too(courses: list[Course]) -> None:
+    met: list[Any] = []
+
+    def look(execute: Callable[..., Any], sql: str, *context: Any) -> Any:
+        if "true_count" in sql and not met:
+            met.append("an impatient one")
+            with pytest.raises(AlreadyChecking):
+                Rival(lambda: check_for_a_while(by="the tests")).start_and_finish()
+        return execute(sql, *context)
+
+    with connection.execute_wrapper(look):
+        assert check_for_a_while(by="the tests").is_whole
+    assert (len(met), CountRun.objects.count()) == (1, 1)
+
+
 # Pruning ---------------------------------------------------------------------------
 
 
