@@ -1,4 +1,6 @@
 import logging
+import os
+import pwd
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -14,6 +16,7 @@ from django.utils import timezone
 
 from courses import ledger
 from courses.ledger import AlreadyChecking, check_for_a_while, prune, recorded
+from courses.management.commands.rebuild_counts import account
 from courses.models import CountCorrection, CountRun, Course
 from courses.rebuild import rebuild
 from enrollments.services import enroll_many
@@ -83,6 +86,7 @@ def unwritable(table: str) -> Iterator[None]:
 def test_ten_drifts_by_an_sql_client_are_found_alarmed_shown_repaired_and_entered(
     courses: list[Course], staff_client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
+    who = f"rebuild_counts by {account()}"
     call_command("rebuild_counts", "--check", verbosity=0)
     assert alarms(caplog) == []
     put = {course.pk: number for number, course in enumerate(courses[:10], start=1)}
@@ -98,12 +102,12 @@ def test_ten_drifts_by_an_sql_client_are_found_alarmed_shown_repaired_and_entere
         call_command("rebuild_counts", "--check", verbosity=0)
     assert ended.value.code == 1
     assert alarms(caplog) == [
-        "10 courses drifted, by 55 enrolments in all; 12 looked at by rebuild_counts. "
+        f"10 courses drifted, by 55 enrolments in all; 12 looked at by {who}. "
         "Correct with: manage.py rebuild_counts"
     ]
     check = CountRun.objects.latest("pk")
     assert numbers(check) == (12, 10, 0, 55)
-    assert (check.kind, check.by, check.of_all) == ("check", "rebuild_counts", True)
+    assert (check.kind, check.by, check.of_all) == ("check", who, True)
     assert (check.stored_sum, check.true_sum) == (6 + 55, 6)
 
     page = staff_client.get("/admin/courses/course/health/")
@@ -121,7 +125,7 @@ def test_ten_drifts_by_an_sql_client_are_found_alarmed_shown_repaired_and_entere
     call_command("rebuild_counts", verbosity=0)
     assert drifts() == {}
     assert alarms(caplog) == [
-        "10 courses drifted, by 55 enrolments in all; 12 looked at by rebuild_counts. "
+        f"10 courses drifted, by 55 enrolments in all; 12 looked at by {who}. "
         "Corrected. Look for what writes to the tables past the services."
     ]
     rebuilt = CountRun.objects.latest("pk")
@@ -190,6 +194,22 @@ def test_the_action_says_whose_it_is(staff_client: Client, courses: list[Course]
     done = CountRun.objects.get()
     assert (done.kind, done.by, done.of_all) == ("rebuild", "admin: staff", False)
     assert numbers(done) == (1, 1, 1, 1)
+
+
+def test_the_command_says_who_called_it(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def by() -> str:
+        call_command("rebuild_counts", verbosity=0)
+        return CountRun.objects.latest("pk").by
+
+    monkeypatch.delenv("SUDO_USER", raising=False)
+    monkeypatch.setenv("USER", "somebody_else")
+    name = pwd.getpwuid(os.getuid()).pw_name
+    assert by() == f"rebuild_counts by {name}"
+    monkeypatch.setenv("SUDO_USER", "anna")
+    assert by() == f"rebuild_counts by anna as {name}"
+    monkeypatch.delenv("SUDO_USER")
+    monkeypatch.setattr(os, "getuid", lambda: 2_000_000_001)
+    assert by() == "rebuild_counts by user 2000000001"
 
 
 def test_a_run_that_breaks_off_is_entered_as_far_as_it_came(
