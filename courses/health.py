@@ -53,14 +53,16 @@ def health() -> Health:
         # One that had begun before may have come to a course after this one had passed it.
         runs = runs.filter(Q(pk__gte=whole.pk) | Q(started_at__gt=whole.started_at - OLD))
         found = found.filter(Q(run__gte=whole.pk) | Q(at__gt=whole.started_at))
-    found = found.filter(run__in=runs.values("pk")).annotate(was_corrected=Exists(_CORRECTED))
     of_run: defaultdict[int, list[CountCorrection]] = defaultdict(list)
-    newest: dict[int, Any] = {}
-    for entry in found.order_by("pk"):
+    newest: dict[int, CountCorrection] = {}
+    for entry in found.filter(run__in=runs.values("pk")).order_by("pk"):
         of_run[entry.run_id].append(entry)
         if entry.course_id is not None:
             newest[entry.course_id] = entry
-    wrong = {key: entry for key, entry in newest.items() if not entry.was_corrected}
+    # Asked of these only: the same is found again and again until it is corrected.
+    seen_last = CountCorrection.objects.filter(pk__in=[entry.pk for entry in newest.values()])
+    corrected = set(seen_last.filter(Exists(_CORRECTED)).values_list("course", flat=True))
+    wrong = {key: entry for key, entry in newest.items() if key not in corrected}
 
     # Several runs may have found the same courses: the most that is known is of all of them,
     # or of one that found more than it entered. Which those were, nobody knows, and whether
@@ -83,7 +85,7 @@ def health() -> Health:
         whole,
         next(iter(left_by or concerned), None),
         *most,
-        len(newest) - len(wrong),
+        len(corrected),
         sorted(wrong.values(), key=lambda entry: -abs(entry.drift))[:MOST_FOUND],
     )
 
