@@ -248,7 +248,7 @@ class _Entry:
             return
         try:
             in_transaction(work, idempotent=False)()
-        except Error as error:
+        except (Error, OverflowError) as error:  # SQLite's columns hold more than its sums
             self._is_given_up = True
             said = " ".join(str(part) for part in error.args[-1:])
             logger.warning("This run is not, or not wholly, in the ledger: %s", said)

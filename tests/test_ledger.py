@@ -243,6 +243,15 @@ def test_what_the_ledger_refuses_is_corrected_all_the_same(
     assert CountCorrection.objects.count() == 0
 
 
+@pytest.mark.sqlite
+@pytest.mark.django_db(transaction=True)
+def test_what_is_too_much_for_the_ledger_is_corrected_all_the_same(courses: list[Course]) -> None:
+    Course.objects.filter(pk__in=[courses[4].pk, courses[7].pk]).update(total_enrollments=2**63 - 1)
+    assert len(list(recorded(kind=CHECK, by="the tests"))) == 2
+    assert len(list(recorded(kind=REBUILD, by="the tests"))) == 2
+    assert drifts() == {}
+
+
 @pytest.mark.mariadb
 @pytest.mark.django_db(transaction=True)
 def test_who_may_only_read_can_check(courses: list[Course]) -> None:

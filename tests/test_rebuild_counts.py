@@ -62,6 +62,9 @@ def test_corrects_what_drifted_and_says_so(
     said = run(capsys, "--batch-size", size)
     assert f"Course {drifted['High'].pk} “High”: stored 5, true 2, drift +3: corrected\n" in said
     assert f"Course {drifted['Zero'].pk} “Zero”: stored 0, true 2, drift -2: corrected\n" in said
+    # A course a line, whatever its title.
+    assert len(said.splitlines()) == 4 + 1
+    assert "“No rows” ”: stored 5, true 0, drift +5: corrected\n" in said
     assert said.endswith("\n5 courses looked at: 4 drifted and corrected.\n")
     assert drifts() == {}
     assert run(capsys) == "5 courses looked at: all counts are right.\n"

@@ -167,8 +167,10 @@ class Command(OneLineErrorCommand):
                 },
                 ensure_ascii=False,
             )
+        # A course a line, whatever others put into its title.
+        title = "".join(sign if sign.isprintable() else " " for sign in found.title)
         line = (
-            f"Course {found.course_id} “{found.title}”: "
+            f"Course {found.course_id} “{title}”: "
             f"stored {found.stored}, true {found.true}, drift {found.drift:+d}"
         )
         return line if check else f"{line}: corrected"
