@@ -15,6 +15,7 @@ from heapq import heappush, heappushpop
 from typing import Any
 
 from django.db import Error
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from courses.models import CountCorrection, CountRun, Course
@@ -139,10 +140,9 @@ def check_for_a_while(*, by: str, seconds: float = CHECK_FOR) -> Checked:
 
 def prune(*, before: datetime) -> tuple[int, int]:
     """Delete what is older; return the numbers of runs and of drifts. Memory stays the same."""
-    drifts = _prune(CountCorrection.objects.values_list("pk", "at"), before)
+    drifts = _prune(CountCorrection.objects.filter(at__lt=before))
     # The others have entries that are not so old: they go with these.
-    runs = CountRun.objects.filter(corrections=None)
-    return _prune(runs.values_list("pk", "started_at"), before), drifts
+    return _prune(CountRun.objects.filter(started_at__lt=before, corrections=None)), drifts
 
 
 # How it is done -----------------------------------------------------------------
@@ -254,10 +254,10 @@ class _Entry:
             logger.warning("This run is not, or not wholly, in the ledger: %s", said)
 
 
-def _prune(rows: Any, before: datetime) -> int:
+def _prune(rows: QuerySet) -> int:
     pruned = 0
-    # Keys rise with time: the oldest come first.
-    while keys := [key for key, at in rows.order_by("pk")[:PRUNED_AT_ONCE] if at < before]:
-        rows.model._default_manager.filter(pk__in=keys).delete()
-        pruned += len(keys)
+    keys = rows.order_by("pk").values_list("pk", flat=True)
+    while found := list(keys[:PRUNED_AT_ONCE]):
+        rows.model._default_manager.filter(pk__in=found).delete()
+        pruned += len(found)
     return pruned

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import connection, transaction
+from django.db import DatabaseError, connection, transaction
 from django.db.models import F
 from django.test import Client
 from django.utils import timezone
@@ -229,6 +229,12 @@ def test_a_run_that_breaks_off_is_entered_as_far_as_it_came(
     assert len(alarms(caplog)) == 1
 
 
+def test_a_run_that_could_not_even_read_leaves_nothing(courses: list[Course]) -> None:
+    with transaction.atomic(), pytest.raises(DatabaseError):
+        run(courses=Course.objects.extra(where=["no_such_column"]))
+    assert CountRun.objects.count() == 0
+
+
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("table", ["courses_countrun", "courses_countcorrection"])
 def test_what_the_ledger_refuses_is_corrected_all_the_same(
@@ -392,6 +398,17 @@ def test_what_is_old_is_pruned(
 
 def test_a_run_stays_as_long_as_its_drifts(years: list[CountRun]) -> None:
     years[0].corrections.update(at=timezone.now())
+    assert prune(before=timezone.now() - timedelta(days=400)) == (1, 2)
+    assert list(CountRun.objects.order_by("pk")) == [years[0], years[2]]
+
+
+def test_what_a_clock_that_was_ahead_left_keeps_nothing_else(
+    years: list[CountRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "PRUNED_AT_ONCE", 1)
+    then = timezone.now() + timedelta(days=9_000)
+    CountRun.objects.filter(pk=years[0].pk).update(started_at=then)
+    years[0].corrections.update(at=then)
     assert prune(before=timezone.now() - timedelta(days=400)) == (1, 2)
     assert list(CountRun.objects.order_by("pk")) == [years[0], years[2]]
 
