@@ -19,6 +19,18 @@ timeout = 60  # seconds
 graceful_timeout = 40  # seconds
 # Where it is in memory, a slow disk is no reason to take a worker for dead.
 worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
+if os.environ.get("LOG_FORMAT") == "json":
+    # gunicorn's own events, as the site's are.
+    logconfig_dict = {
+        "formatters": {
+            "generic": {
+                "()": "pythonjsonlogger.json.JsonFormatter",
+                "format": "{asctime} {levelname} {name}: {message}",
+                "style": "{",
+            }
+        },
+        "loggers": {"gunicorn.error": {"handlers": ["error_console"], "propagate": False}},
+    }
 control_socket_disable = True  # it would lie in the home folder, where a service may not write
 
 

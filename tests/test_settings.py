@@ -6,13 +6,16 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connection
 
 from project.secret_key import local_secret_key
-from tests.commands import NOBODY, PROJECT
+from tests.commands import NOBODY, PROJECT, environment
+from tests.site import serving
 
 
 def manage(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -89,6 +92,19 @@ def test_the_log_can_be_an_object_a_line() -> None:
     event = json.loads(line)
     assert (event["levelname"], event["message"]) == ("ERROR", "“No”\nway")
     assert event["exc_info"].startswith("Traceback")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_gunicorns_own_events_are_objects_too(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    env = environment() | {"LOG_FORMAT": "json", "WEB_CONCURRENCY": "1", "HTTPS": "0"}
+    with serving(log=log, env=env) as url:
+        with pytest.raises(HTTPError) as refused:
+            urlopen(f"{url}/api/nowhere")
+        refused.value.close()
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {"gunicorn.error", "django.request"} <= {event["name"] for event in events}
+    assert len({event["asctime"] + event["message"] for event in events}) == len(events)
 
 
 def test_options_of_the_database_url_win() -> None:
