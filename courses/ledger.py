@@ -112,8 +112,9 @@ def check_for_a_while(*, by: str, seconds: float = CHECK_FOR) -> Checked:
     most. Raises AlreadyChecking where another run began within the last CHECK_FOR seconds
     and goes on: one at a time, so that impatience doesn't take all of the site's threads.
     """
-    recently = timezone.now() - timedelta(seconds=CHECK_FOR)
-    if CountRun.objects.filter(finished_at=None, started_at__gt=recently).exists():
+    now = timezone.now()
+    recently = now - timedelta(seconds=CHECK_FOR), now
+    if CountRun.objects.filter(finished_at=None, started_at__range=recently).exists():
         raise AlreadyChecking
     until = time.monotonic() + seconds
     looked_at, last_id, is_whole = 0, None, True
@@ -234,10 +235,11 @@ class _Entry:
     def _count_days(self) -> None:
         counted = CountRun.objects.exclude(pk=self.run.pk).filter(enrolled_by_day__isnull=False)
         last = counted.order_by("-pk").first()
-        if last and last.started_at > timezone.now() - COUNT_DAYS_EVERY:
+        now = timezone.now()
+        if last and now - COUNT_DAYS_EVERY < last.started_at <= now:
             return
         rows: Any = Course._meta.get_field("enrollments").related_model._default_manager
-        since = timezone.now() - timedelta(days=DAYS)
+        since = now - timedelta(days=DAYS)
         self.run.enrolled_by_day = rows.enrolled_by_day(since=since)
         self.run.save()
         if last:

@@ -314,6 +314,9 @@ def test_days_are_counted_by_runs_over_all_and_once_an_hour(courses: list[Course
     assert run().enrolled_by_day == {today: 6}
     first.refresh_from_db()
     assert first.enrolled_by_day is None
+    # By a clock that was ahead.
+    CountRun.objects.update(started_at=timezone.now() + timedelta(days=9_000))
+    assert run().enrolled_by_day == {today: 6}
 
 
 # For whoever can't wait ------------------------------------------------------------
@@ -347,6 +350,10 @@ def test_one_check_for_a_while_at_a_time(courses: list[Course]) -> None:
         check_for_a_while(by="the tests")
     # One that was killed doesn't stand in the way for long.
     going_on.started_at -= timedelta(seconds=ledger.CHECK_FOR)
+    going_on.save()
+    assert check_for_a_while(by="the tests").is_whole
+    # Nor one of a clock that was ahead.
+    going_on.started_at += timedelta(days=9_000)
     going_on.save()
     assert check_for_a_while(by="the tests").is_whole
 
