@@ -154,7 +154,8 @@ class _Entry:
 
     def __init__(self, kind: CountRun.Kind, by: str, alarm: bool) -> None:
         length = CountRun._meta.get_field("by").max_length
-        self.run = CountRun(kind=kind, by=by[:length], started_at=timezone.now())
+        by = " ".join(by.split())[:length]  # an event of the log is a line
+        self.run = CountRun(kind=kind, by=by, started_at=timezone.now())
         self._largest: list[tuple[int, int, CountCorrection]] = []
         self._is_given_up = False
         self._alarms = alarm

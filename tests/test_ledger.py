@@ -196,6 +196,15 @@ def test_the_action_says_whose_it_is(staff_client: Client, courses: list[Course]
     assert numbers(done) == (1, 1, 1, 1)
 
 
+def test_the_alarm_is_one_line_whatever_the_name(
+    courses: list[Course], caplog: pytest.LogCaptureFixture
+) -> None:
+    damage(courses[0])
+    list(recorded(kind=CHECK, by="admin: a\n2026-11-22 INFO all is well"))
+    assert CountRun.objects.get().by == "admin: a 2026-11-22 INFO all is well"
+    assert [len(said.splitlines()) for said in alarms(caplog)] == [1]
+
+
 def test_the_command_says_who_called_it(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def by() -> str:
         call_command("rebuild_counts", verbosity=0)
