@@ -1,6 +1,4 @@
 import json
-import os
-import pwd
 import sys
 from typing import Any
 
@@ -12,16 +10,6 @@ from courses.management.one_line import OneLineErrorCommand
 from courses.models import CountRun, Course
 from courses.querysets import CourseQuerySet
 from courses.rebuild import BATCH_SIZE, Batch, Drift
-
-
-def account() -> str:
-    """Whom the operating system takes the caller for; with sudo, also who that is."""
-    try:
-        name = pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:  # in a container
-        name = f"user {os.getuid()}"
-    person = os.environ.get("SUDO_USER")
-    return f"{person} as {name}" if person else name
 
 
 class Command(OneLineErrorCommand):
@@ -98,7 +86,7 @@ class Command(OneLineErrorCommand):
 
             for drift in recorded(
                 kind=CountRun.Kind.CHECK if check else CountRun.Kind.REBUILD,
-                by=f"rebuild_counts by {account()}",
+                by=f"rebuild_counts by {self.account()}",
                 # Else it says so itself, on standard output.
                 alarm=not verbosity,
                 courses=courses,
