@@ -16,7 +16,7 @@ from django.utils import timezone
 
 from courses import ledger
 from courses.ledger import AlreadyChecking, check_for_a_while, prune, recorded
-from courses.management.commands.rebuild_counts import account
+from courses.management.one_line import OneLineErrorCommand
 from courses.models import CountCorrection, CountRun, Course
 from courses.rebuild import rebuild
 from enrollments.services import enroll_many
@@ -86,7 +86,7 @@ def unwritable(table: str) -> Iterator[None]:
 def test_ten_drifts_by_an_sql_client_are_found_alarmed_shown_repaired_and_entered(
     courses: list[Course], staff_client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    who = f"rebuild_counts by {account()}"
+    who = f"rebuild_counts by {OneLineErrorCommand.account()}"
     call_command("rebuild_counts", "--check", verbosity=0)
     assert alarms(caplog) == []
     put = {course.pk: number for number, course in enumerate(courses[:10], start=1)}
@@ -217,7 +217,7 @@ def test_the_command_says_who_called_it(db: None, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("SUDO_USER", "anna")
     assert by() == f"rebuild_counts by anna as {name}"
     monkeypatch.delenv("SUDO_USER")
-    monkeypatch.setattr(os, "getuid", lambda: 2_000_000_001)
+    monkeypatch.setattr(os, "geteuid", lambda: 2_000_000_001)
     assert by() == "rebuild_counts by user 2000000001"
 
 
