@@ -1,28 +1,36 @@
 """The catalogue in the admin: what is stored, what is true, and the drift between them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 from django.contrib import admin, messages
 from django.contrib.admin.actions import delete_selected
+from django.contrib.admin.views.main import ChangeList
 from django.contrib.humanize.templatetags.humanize import intcomma
 from django.core.exceptions import PermissionDenied
 from django.db import IntegrityError, OperationalError
-from django.db.models import Count, Model, ProtectedError, QuerySet
+from django.db.models import Exists, Model, OuterRef, ProtectedError, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
 
-from courses.health import health, last_runs, plots
+from courses.health import health, known_drifts, last_runs, plots
 from courses.ledger import CHECK_FOR, DAYS, AlreadyChecking, check_for_a_while, recorded
 from courses.models import CountCorrection, CountRun, Course, Subject
-from courses.querysets import CourseQuerySet
+from courses.querysets import CourseQuerySet, drift, true_count
 from courses.transactions import in_transaction, is_transient
+from project.large_tables import LargeTableAdmin, LargeTableList, is_large
 
 # One line for each of them, up to here; the rest is summed up.
 MOST_LINES = 20
+# Courses, students and the like that an action takes at a time.
+MOST_SELECTED = 500
+# Rows that are counted for a page that only says why something is kept.
+MOST_TOLD = 1_000
+# A list of choices that a page has room for. Subjects beyond are found by searching.
+MOST_CHOICES = 500
 
 
 def retried(view: Callable[..., HttpResponse | None]) -> Callable[..., HttpResponse | None]:
@@ -61,7 +69,13 @@ def person(request: HttpRequest) -> str:
     return f"admin: {request.user.get_username()}"
 
 
-class RetriedAdmin(admin.ModelAdmin):
+def keys_to_act_on(queryset: QuerySet) -> list[Any] | None:
+    """The keys of what is selected, or None where it is more than MOST_SELECTED."""
+    keys = list(queryset.values_list("pk", flat=True)[: MOST_SELECTED + 1])
+    return keys if len(keys) <= MOST_SELECTED else None
+
+
+class RetriedAdmin(LargeTableAdmin):
     def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         return retried(super().changeform_view)(request, *args, **kwargs)
 
@@ -69,50 +83,80 @@ class RetriedAdmin(admin.ModelAdmin):
         return retried(super().delete_view)(request, *args, **kwargs)
 
 
-class ProtectedByEnrollments(RetriedAdmin):
-    """Something that can't be deleted while enrolment rows refer to it.
+class ProtectedByRows(RetriedAdmin):
+    """Something that can't be deleted while rows of another table refer to it.
 
-    Django's own page would read and list every row, and a course may have a million.
+    Django's own page would read and list every row, and there may be a million.
     """
 
     actions = ["delete_selected"]
+    kept_by: str  # the relation
+    kept_by_one: str
+    kept_by_many: str
+    added_meanwhile: str
 
     def get_deleted_objects(
         self, objs: Iterable[Model], request: HttpRequest
     ) -> tuple[Any, dict[str, int], set[str], list[str]]:
-        keys = objs.values("pk") if isinstance(objs, QuerySet) else [obj.pk for obj in objs]
-        kept = self.model._default_manager.filter(pk__in=keys, enrollments__isnull=False)
-        some = kept.annotate(rows=Count("enrollments")).order_by("pk")[: MOST_LINES + 1]
-        protected = [
-            f"{obj}: {obj.rows} enrolment row{'' if obj.rows == 1 else 's'}, kept for ever"
-            for obj in some
-        ]
+        keys = [obj.pk for obj in objs]
+        relation = self.model._meta.get_field(self.kept_by)
+        rows, name = relation.related_model._default_manager.order_by(), relation.field.name
+        # Not as a condition: of that MariaDB makes a join, which reads all rows.
+        is_kept = Exists(rows.filter(**{name: OuterRef("pk")}))
+        asked = self.model._default_manager.filter(pk__in=keys).annotate(is_kept=is_kept)
+        kept = [obj for obj in asked.order_by("pk") if obj.is_kept]
+        protected = []
+        for obj in kept[:MOST_LINES]:
+            number = rows.filter(**{name: obj.pk})[: MOST_TOLD + 1].count()
+            told = f"more than {MOST_TOLD:,}" if number > MOST_TOLD else number
+            protected.append(
+                f"{obj}: {told} {self.kept_by_one if number == 1 else self.kept_by_many}"
+            )
+        if len(kept) > MOST_LINES:
+            protected.append("… and more")
         if not protected:
             return super().get_deleted_objects(objs, request)
-        if len(protected) > MOST_LINES:
-            protected[MOST_LINES] = "… and more"
         return [], {}, set(), protected
 
     def delete_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         try:
             return super().delete_view(request, *args, **kwargs)
         except (ProtectedError, IntegrityError):
-            return self._enrolled_meanwhile(request)
+            return self._added_meanwhile(request)
 
     @admin.action(permissions=["delete"], description="Delete selected %(verbose_name_plural)s")
     def delete_selected(
         self, request: HttpRequest, queryset: CourseQuerySet
     ) -> TemplateResponse | HttpResponse | None:
+        if keys_to_act_on(queryset) is None:
+            self.message_user(
+                request,
+                f"Nothing was deleted: select at most {MOST_SELECTED} at a time.",
+                messages.ERROR,
+            )
+            return None
         try:
             return retried(partial(delete_selected, self))(request, queryset)
         except (ProtectedError, IntegrityError):
-            return self._enrolled_meanwhile(request)
+            return self._added_meanwhile(request)
 
-    def _enrolled_meanwhile(self, request: HttpRequest) -> HttpResponse:
+    def _added_meanwhile(self, request: HttpRequest) -> HttpResponse:
         self.message_user(
-            request, "Nothing was deleted: somebody was enrolled meanwhile.", messages.ERROR
+            request, f"Nothing was deleted: {self.added_meanwhile} meanwhile.", messages.ERROR
         )
         return HttpResponseRedirect(request.get_full_path())
+
+
+class ProtectedByEnrollments(ProtectedByRows):
+    kept_by = "enrollments"
+    kept_by_one, kept_by_many = "enrolment row, kept for ever", "enrolment rows, kept for ever"
+    added_meanwhile = "somebody was enrolled"
+
+
+def counting_is_dear(request: HttpRequest) -> bool:
+    """Whether no page can count the rows of all courses."""
+    rows = Course._meta.get_field("enrollments").related_model
+    return is_large(request, Course) or is_large(request, rows)
 
 
 class DriftedFilter(admin.SimpleListFilter):
@@ -123,14 +167,47 @@ class DriftedFilter(admin.SimpleListFilter):
         return [("yes", "Drifted")]
 
     def queryset(self, request: HttpRequest, queryset: CourseQuerySet) -> CourseQuerySet:
-        return queryset.drifted() if self.value() == "yes" else queryset
+        if self.value() != "yes":
+            return queryset
+        if not counting_is_dear(request):
+            return queryset.drifted()
+        # Counted now, but only those that the ledger knows of.
+        known = Course.objects.filter(pk__in=known_drifts().course_ids)
+        return queryset.filter(pk__in=list(known.drifted().values_list("pk", flat=True)))
 
 
 @admin.register(Subject)
-class SubjectAdmin(RetriedAdmin):
+class SubjectAdmin(ProtectedByRows):
     list_display = ["name", "slug"]
     search_fields = ["name"]
+    sortable_when_large = ["name", "slug"]
+    kept_by, kept_by_one, kept_by_many = "courses", "course", "courses"
+    added_meanwhile = "a course was added to it"
     prepopulated_fields = {"slug": ["name"]}
+
+
+class CourseList(LargeTableList):
+    def get_results(self, request: HttpRequest) -> None:
+        super().get_results(request)
+        self.result_list = list(self.result_list)
+        look_at(self.result_list)
+        # For the note above the list.
+        self.known_drifts = None
+        if "drifted" in request.GET and counting_is_dear(request):
+            self.known_drifts = known_drifts()
+
+
+def look_at(courses: Sequence[Course]) -> None:
+    """Give courses their stored and true counts, as of one moment."""
+    found = Course.objects.filter(pk__in=[course.pk for course in courses]).with_true_count()
+    counts = {
+        key: counts for key, *counts in found.values_list("pk", "total_enrollments", "true_count")
+    }
+    for course in courses:
+        # Where it was deleted meanwhile: as it was.
+        course.total_enrollments, course.true_count = counts.get(
+            course.pk, (course.total_enrollments, course.total_enrollments)
+        )
 
 
 @admin.register(Course)
@@ -138,10 +215,13 @@ class CourseAdmin(ProtectedByEnrollments):
     list_display = ["title", "stored", "true", "drift", "capacity", "subject"]
     list_filter = [DriftedFilter, "subject"]
     list_select_related = ["subject"]
-    list_per_page = 50
-    show_full_result_count = False
-    ordering = ["title"]
+    # The second is in the index of the first: see LargeTableList.get_ordering().
+    ordering = ["title", "pk"]
     search_fields = ["title", "slug"]
+    sortable_when_large = ["title", "stored"]
+    search_fields_when_large = ["title"]
+    search_help_when_large = "By words of the title."
+    filters_have_indexes = True
     autocomplete_fields = ["subject", "instructor"]
     prepopulated_fields = {"slug": ["title"]}
     readonly_fields = ["stored", "true", "drift"]
@@ -150,8 +230,19 @@ class CourseAdmin(ProtectedByEnrollments):
     class Media:
         css = {"all": ["courses/admin.css"]}
 
-    def get_queryset(self, request: HttpRequest) -> CourseQuerySet:
-        return super().get_queryset(request).with_drift()
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return CourseList
+
+    def get_list_filter(self, request: HttpRequest) -> list[Any]:
+        subjects = Subject.objects.all()[: MOST_CHOICES + 1].count()
+        return [DriftedFilter, "subject"] if subjects <= MOST_CHOICES else [DriftedFilter]
+
+    def get_sortable_by(self, request: HttpRequest) -> Sequence[str]:
+        if not counting_is_dear(request):
+            return super().get_sortable_by(request)
+        if request.GET.get("drifted") == "yes":
+            return self.list_display  # the ledger knows of few only
+        return [name for name in super().get_sortable_by(request) if name not in ("true", "drift")]
 
     def get_fieldsets(self, request: HttpRequest, obj: Course | None = None) -> list[Any]:
         fields = ["title", "slug", "subject", "instructor", "capacity"]
@@ -164,6 +255,15 @@ class CourseAdmin(ProtectedByEnrollments):
         )
         return [health_url, *super().get_urls()]
 
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        context = {
+            "check_for": int(CHECK_FOR),
+            "has_change_permission": self.has_change_permission(request),
+        }
+        return super().changelist_view(request, context | (extra_context or {}))
+
     def health_view(self, request: HttpRequest) -> HttpResponse:
         if not self.has_view_permission(request):
             raise PermissionDenied
@@ -171,6 +271,9 @@ class CourseAdmin(ProtectedByEnrollments):
             if not self.has_change_permission(request):
                 raise PermissionDenied
             self._check_now(request)
+            if request.POST.get("then") == "drifted":
+                drifted = reverse("admin:courses_course_changelist") + "?drifted=yes"
+                return HttpResponseRedirect(drifted)
             return HttpResponseRedirect(request.path)
         context = self.admin_site.each_context(request) | {
             "title": "Count health",
@@ -208,22 +311,37 @@ class CourseAdmin(ProtectedByEnrollments):
 
     @admin.display(description="stored count", ordering="total_enrollments")
     def stored(self, course: Course) -> int:
+        self._counted(course)
         return course.total_enrollments
 
-    @admin.display(description="true count", ordering="true_count")
+    @admin.display(description="true count", ordering=true_count())
     def true(self, course: Course) -> int:
-        return course.true_count
+        return self._counted(course)
 
-    @admin.display(ordering="drift")
+    @admin.display(ordering=drift())
     def drift(self, course: Course) -> str:
-        if course.drift == 0:
-            return "0"
-        return format_html('<strong class="drift">{}</strong>', f"{course.drift:+d}")
+        by = course.total_enrollments - self._counted(course)
+        return format_html('<strong class="drift">{}</strong>', f"{by:+d}") if by else "0"
+
+    def _counted(self, course: Course) -> int:
+        if not hasattr(course, "true_count"):
+            look_at([course])
+        return course.true_count
 
     @admin.action(permissions=["change"], description="Rebuild counts of the selected courses")
     def rebuild_counts(self, request: HttpRequest, queryset: CourseQuerySet) -> None:
+        keys = keys_to_act_on(queryset)
+        if keys is None:
+            self.message_user(
+                request,
+                f"Nothing was rebuilt: select at most {MOST_SELECTED} at a time, or correct all "
+                "with manage.py rebuild_counts.",
+                messages.ERROR,
+            )
+            return
+        courses = Course.objects.filter(pk__in=keys)
         corrected = 0
-        for found in recorded(kind=CountRun.Kind.REBUILD, by=person(request), courses=queryset):
+        for found in recorded(kind=CountRun.Kind.REBUILD, by=person(request), courses=courses):
             corrected += 1
             if corrected <= MOST_LINES:
                 self.message_user(
@@ -241,11 +359,9 @@ class CourseAdmin(ProtectedByEnrollments):
             )
 
 
-class LedgerAdmin(admin.ModelAdmin):
+class LedgerAdmin(LargeTableAdmin):
     """Written by checks and rebuilds, and by nobody here."""
 
-    list_per_page = 50
-    show_full_result_count = False
     ordering = ["-pk"]
 
     def has_add_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
@@ -262,6 +378,7 @@ class LedgerAdmin(admin.ModelAdmin):
 class CountRunAdmin(LedgerAdmin):
     list_display = ["started_at", "kind", "by", "looked_at", "drifted", "corrected", "took_seconds"]
     list_filter = ["kind", "of_all"]
+    sortable_when_large = ["started_at"]
     fields = [
         *("kind", "by", "started_at", "finished_at", "took_seconds", "of_all", "looked_at"),
         *("drifted", "corrected", "absolute_drift", "stored_sum", "true_sum", "entries"),

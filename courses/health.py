@@ -17,6 +17,7 @@ from courses.ledger import DAYS, MOST_FOUND
 from courses.models import CountCorrection, CountRun
 
 RUNS = 10  # the last ones that are listed
+LARGEST = 20  # drifts that are listed
 OLD = timedelta(days=1)
 
 
@@ -86,7 +87,7 @@ def health() -> Health:
         next(iter(left_by or concerned), None),
         *most,
         len(corrected),
-        sorted(wrong.values(), key=lambda entry: -abs(entry.drift))[:MOST_FOUND],
+        sorted(wrong.values(), key=lambda entry: -abs(entry.drift))[:LARGEST],
     )
 
 
@@ -99,6 +100,28 @@ _CORRECTED = CountCorrection.objects.filter(corrected=True, course=OuterRef("cou
 
 def _size(entries: Iterable[CountCorrection]) -> int:
     return sum(abs(entry.drift) for entry in entries)
+
+
+@dataclass(frozen=True, slots=True)
+class KnownDrifts:
+    """What the ledger has of courses that were found wrong. Some may be corrected since."""
+
+    whole: CountRun | None  # the newest run that looked at all courses
+    course_ids: list[int]  # found by it or since, MOST_FOUND at most: its largest drifts
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether more were found than the ledger has entries of."""
+        return self.whole is not None and self.whole.left > MOST_FOUND
+
+
+def known_drifts() -> KnownDrifts:
+    newest_first = CountRun.objects.defer("enrolled_by_day").order_by("-pk")
+    whole = newest_first.filter(of_all=True).first()
+    found = CountCorrection.objects.filter(corrected=False, course__isnull=False)
+    if whole:
+        found = found.filter(run__gte=whole.pk)
+    return KnownDrifts(whole, list(found.values_list("course", flat=True).distinct()[:MOST_FOUND]))
 
 
 def last_runs() -> list[CountRun]:

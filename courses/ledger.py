@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 # Entries of one check, which finds the same again until it is corrected. A rebuild enters
 # all that it corrects: it can't find that again.
-MOST_FOUND = 20
+MOST_FOUND = 500
 CHECK_FOR = 10.0  # seconds
 CHECK_BATCH = 250  # courses: a batch that has begun is finished, however little time is left
 # The rows are read as a whole to count the days: not by every check.

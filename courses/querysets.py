@@ -7,6 +7,7 @@ from django.apps import apps
 from django.core.exceptions import FieldError
 from django.db import models
 from django.db.models import BigIntegerField, F, Func, OuterRef, Subquery
+from django.db.models.expressions import CombinedExpression
 from django.db.models.functions import Cast
 
 from courses.fields import CounterField
@@ -21,9 +22,7 @@ class CourseQuerySet(models.QuerySet):
 
     def with_drift(self) -> Self:
         """Annotate `true_count`, and `drift`: stored − true. 0 is right."""
-        # Unsigned columns can't be subtracted from below 0 on MySQL: cast first.
-        stored = Cast("total_enrollments", BigIntegerField())
-        return self.with_true_count().annotate(drift=stored - F("true_count"))
+        return self.with_true_count().annotate(drift=drift(F("true_count")))
 
     def drifted(self) -> Self:
         """Keep the courses whose stored count is wrong."""
@@ -65,3 +64,9 @@ def true_count() -> Subquery:
     count = Func(F("pk"), function="COUNT", output_field=BigIntegerField())
     counted = rows._default_manager.counted().filter(course=OuterRef("pk")).order_by()
     return Subquery(counted.annotate(n=count).values("n"), output_field=BigIntegerField())
+
+
+def drift(true: Any = None) -> CombinedExpression:
+    """The stored count of the course in the outer query − the true one."""
+    # Unsigned columns can't be subtracted from below 0 on MySQL: cast first.
+    return Cast("total_enrollments", BigIntegerField()) - (true or true_count())

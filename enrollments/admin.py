@@ -17,13 +17,20 @@ from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.http import urlencode
 
-from courses.admin import LedgerAdmin, ProtectedByEnrollments, RetriedAdmin, retried
+from courses.admin import (
+    MOST_SELECTED,
+    LedgerAdmin,
+    ProtectedByEnrollments,
+    RetriedAdmin,
+    retried,
+)
 from enrollments import services
 from enrollments.history import Origin, Source
 from enrollments.models import Enrollment, EnrollmentEvent
+from project.large_tables import is_large
 
-# Rows withdrawn at a time. Each is a field of the confirmation, and Django takes 1,000 fields.
-MOST_SELECTED = 500
+# Whose rows a search finds in a large table.
+MOST_STUDENTS = 100
 MOST_EVENTS = 20  # shown on the page of an enrolment or a student
 
 
@@ -73,15 +80,32 @@ class EnrollmentAdmin(RetriedAdmin):
     list_display = ["student", "status", "course", "enrollment_date", "withdrawal_date"]
     list_filter = ["status"]
     list_select_related = ["student", "course"]
-    list_per_page = 50
-    show_full_result_count = False
     ordering = ["-pk"]
     search_fields = ["student__username", "course__title"]
+    search_help_when_large = (
+        f"By the beginning of a username: rows of the first {MOST_STUDENTS} students found. "
+        "Those of a course: by “Enrolments” on its page."
+    )
+    search_finds_few = True
     autocomplete_fields = ["student", "course"]
     actions = ["delete_selected"]
 
     class Media:
         css = {"all": ["enrollments/admin.css"]}
+
+    def get_ordering(self, request: HttpRequest) -> list[str]:
+        of_one_course = "course__id__exact" in request.GET and "status__exact" not in request.GET
+        # As the index has the rows of a course.
+        return ["status", "pk"] if of_one_course else ["-pk"]
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet, search_term: str
+    ) -> tuple[QuerySet, bool]:
+        if not search_term or not is_large(request, Enrollment):
+            return super().get_search_results(request, queryset, search_term)
+        found = get_user_model()._default_manager.filter(username__istartswith=search_term)
+        students = found.order_by("username").values_list("pk", flat=True)[:MOST_STUDENTS]
+        return queryset.filter(student__in=list(students)), False
 
     def get_fields(self, request: HttpRequest, obj: Enrollment | None = None) -> list[str]:
         fields = ["student", "course"]
@@ -219,6 +243,10 @@ admin.site.unregister(get_user_model())
 
 @admin.register(get_user_model())
 class StudentAdmin(ProtectedByEnrollments, UserAdmin):
+    ordering = ["username"]
+    sortable_when_large = ["username"]
+    search_fields_when_large = ["^username"]
+    search_help_when_large = "By the beginning of the username."
     readonly_fields = ["enrollments"]
 
     class Media:

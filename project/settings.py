@@ -112,7 +112,7 @@ INSTALLED_APPS = [
     "courses",
     "enrollments",
     "axes",
-    "django.contrib.admin",
+    "project.apps.LargeTablesAdminConfig",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
