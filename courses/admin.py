@@ -21,7 +21,7 @@ from courses.ledger import CHECK_FOR, DAYS, AlreadyChecking, check_for_a_while, 
 from courses.models import CountCorrection, CountRun, Course, Subject
 from courses.querysets import CourseQuerySet, drift, true_count
 from courses.transactions import in_transaction, is_transient
-from project.large_tables import LargeTableAdmin, LargeTableList, is_large
+from project.large_tables import LargeTableAdmin, LargeTableList, is_large, newest_key
 
 # One line for each of them, up to here; the rest is summed up.
 MOST_LINES = 20
@@ -234,8 +234,8 @@ class CourseAdmin(ProtectedByEnrollments):
         return CourseList
 
     def get_list_filter(self, request: HttpRequest) -> list[Any]:
-        subjects = Subject.objects.all()[: MOST_CHOICES + 1].count()
-        return [DriftedFilter, "subject"] if subjects <= MOST_CHOICES else [DriftedFilter]
+        few = newest_key(request, Subject) <= MOST_CHOICES
+        return [DriftedFilter, "subject"] if few else [DriftedFilter]
 
     def get_sortable_by(self, request: HttpRequest) -> Sequence[str]:
         if not counting_is_dear(request):

@@ -107,7 +107,8 @@ class KnownDrifts:
     """What the ledger has of courses that were found wrong. Some may be corrected since."""
 
     whole: CountRun | None  # the newest run that looked at all courses
-    course_ids: list[int]  # found by it or since, MOST_FOUND at most: its largest drifts
+    # The largest drifts that it found, and the last ones found since: MOST_FOUND of each at most.
+    course_ids: set[int]
 
     @property
     def is_cut(self) -> bool:
@@ -116,12 +117,13 @@ class KnownDrifts:
 
 
 def known_drifts() -> KnownDrifts:
-    newest_first = CountRun.objects.defer("enrolled_by_day").order_by("-pk")
-    whole = newest_first.filter(of_all=True).first()
-    found = CountCorrection.objects.filter(corrected=False, course__isnull=False)
-    if whole:
-        found = found.filter(run__gte=whole.pk)
-    return KnownDrifts(whole, list(found.values_list("course", flat=True).distinct()[:MOST_FOUND]))
+    whole = CountRun.objects.defer("enrolled_by_day").filter(of_all=True).order_by("-pk").first()
+    entries = CountCorrection.objects.filter(corrected=False, course__isnull=False)
+    found = entries.values_list("course", flat=True).order_by("-run_id", "-pk")
+    if whole is None:
+        return KnownDrifts(None, set(found[:MOST_FOUND]))
+    since = found.filter(run__gt=whole.pk)[:MOST_FOUND]
+    return KnownDrifts(whole, {*found.filter(run=whole.pk)[:MOST_FOUND], *since})
 
 
 def last_runs() -> list[CountRun]:
