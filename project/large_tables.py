@@ -19,7 +19,7 @@ from django.utils.functional import cached_property
 LARGE = 50_000  # rows
 # Rows that a page may pass by: some 20 milliseconds of an index.
 FARTHEST = 100_000
-AHEAD = 10  # pages that are linked to beyond the one that is shown
+AHEAD = 5  # pages that are linked to beyond the one that is shown
 
 
 def newest_key(request: HttpRequest, model: type[Model]) -> int:
@@ -93,7 +93,7 @@ class LargeTableList(ChangeList):
         )
         self.is_of_newest = (
             self.is_large
-            and self.has_active_filters
+            and bool(self.get_filters_params())
             and not narrowed
             and not self.model_admin.filters_have_indexes
         )
@@ -130,6 +130,9 @@ class LargeTableList(ChangeList):
 class LargeTableAdmin(admin.ModelAdmin):
     list_per_page = 50
     show_full_result_count = False
+    class Media:
+        css = {"all": ["site/admin.css"]}
+
     # Columns with an index.
     sortable_when_large: Sequence[str] = ()
     # Looked up in an index; None: the same as ever.

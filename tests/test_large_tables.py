@@ -210,6 +210,7 @@ def test_pages_lead_through_all_rows_and_count_no_further(
     for number, counted in enumerate(["more than 100", "more than 150", "more than 200"], 1):
         page = staff_client.get(f"{COURSES}?p={number}")
         assert f"… {counted} courses" in said(page)
+        assert f"{counted} results" in said(staff_client.get(f"{COURSES}?p={number}&q=same"))
         assert b"across all pages" not in page.content
         seen += [course.slug for course in page.context["cl"].result_list]
     for number in (4, 5):
@@ -334,7 +335,7 @@ def test_the_filter_shows_what_the_ledger_knows_as_it_is_now(
     damage(courses[0], 3)
     damage(courses[1], 1)
     check()
-    assert "found by the tests" in said(staff_client.get(f"{COURSES}?drifted=yes"))
+    assert "found drifted by the tests" in said(staff_client.get(f"{COURSES}?drifted=yes"))
     assert drifted(staff_client) == ["A", "B"]
     assert drifted(staff_client, f"&o={TRUE + 1}") == ["B", "A"]
     # What is right by now is left out, what is wrong has its number of now.
