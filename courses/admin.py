@@ -21,7 +21,7 @@ from courses.ledger import CHECK_FOR, DAYS, AlreadyChecking, check_for_a_while, 
 from courses.models import CountCorrection, CountRun, Course, Subject
 from courses.querysets import CourseQuerySet, drift, true_count
 from courses.transactions import in_transaction, is_transient
-from project.large_tables import LargeTableAdmin, LargeTableList, is_large, newest_key
+from project.large_tables import LargeTableAdmin, LargeTableList, is_large, rows_at_most
 
 # One line for each of them, up to here; the rest is summed up.
 MOST_LINES = 20
@@ -234,7 +234,7 @@ class CourseAdmin(ProtectedByEnrollments):
         return CourseList
 
     def get_list_filter(self, request: HttpRequest) -> list[Any]:
-        few = newest_key(request, Subject) <= MOST_CHOICES
+        few = rows_at_most(request, Subject) <= MOST_CHOICES
         return [DriftedFilter, "subject"] if few else [DriftedFilter]
 
     def get_sortable_by(self, request: HttpRequest) -> Sequence[str]:

@@ -12,7 +12,7 @@ from django.contrib import admin
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.views.main import ORDER_VAR, PAGE_VAR, ChangeList
 from django.core.paginator import Page, Paginator
-from django.db.models import Max, Model, QuerySet
+from django.db.models import Max, Min, Model, QuerySet
 from django.http import HttpRequest
 from django.utils.functional import cached_property
 
@@ -23,16 +23,29 @@ AHEAD = 5  # pages that are linked to beyond the one that is shown
 
 
 def newest_key(request: HttpRequest, model: type[Model]) -> int:
-    """The highest key of a table. The database knows it without reading rows."""
-    known = request.__dict__.setdefault("newest_keys", {})
+    return _keys(request, model)[1]
+
+
+def rows_at_most(request: HttpRequest, model: type[Model]) -> int:
+    """A number that a table's rows don't exceed, by its first and last key: read in no time.
+
+    It is higher than theirs where keys between are of rows that were deleted, or not used, as
+    on a Galera cluster, which leaves out some.
+    """
+    oldest, newest = _keys(request, model)
+    return newest - oldest + 1
+
+
+def _keys(request: HttpRequest, model: type[Model]) -> tuple[int, int]:
+    known = request.__dict__.setdefault("first_and_last_keys", {})
     if model not in known:
-        known[model] = model._base_manager.aggregate(newest=Max("pk"))["newest"] or 0
+        found = model._base_manager.aggregate(oldest=Min("pk"), newest=Max("pk"))
+        known[model] = (found["oldest"] or 1, found["newest"] or 0)
     return known[model]
 
 
 def is_large(request: HttpRequest, model: type[Model]) -> bool:
-    """Whether a table may have more than LARGE rows: keys of deleted ones count, too."""
-    return newest_key(request, model) > LARGE
+    return rows_at_most(request, model) > LARGE
 
 
 class AheadPaginator(Paginator):
@@ -130,6 +143,7 @@ class LargeTableList(ChangeList):
 class LargeTableAdmin(admin.ModelAdmin):
     list_per_page = 50
     show_full_result_count = False
+
     class Media:
         css = {"all": ["site/admin.css"]}
 

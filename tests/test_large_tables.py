@@ -30,7 +30,7 @@ COMPLETE = "/admin/autocomplete/?app_label={}&model_name={}&field_name={}&term={
 
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tables are large from their third row on."""
+    """Tables are large with three rows."""
     monkeypatch.setattr(large_tables, "LARGE", 2)
 
 
@@ -220,7 +220,8 @@ def test_pages_lead_through_all_rows_and_count_no_further(
         seen += [course.slug for course in page.context["cl"].result_list]
     in_order = Course.objects.order_by("title", "pk").values_list("slug", flat=True)
     assert seen == list(in_order)
-    assert staff_client.get(f"{COURSES}?p=6").url == f"{COURSES}?e=1"
+    for beyond in ("p=6", "p=2&q=s239", "p=0", "p=-1"):
+        assert staff_client.get(f"{COURSES}?{beyond}").url == f"{COURSES}?e=1"
 
 
 def test_pages_end_where_passing_by_becomes_dear_and_say_so(
@@ -265,6 +266,16 @@ def test_a_filter_without_an_index_looks_at_the_newest_and_says_so(
         page = staff_client.get(f"{ROWS}?status__exact=withdrawn&{query}")
         assert len(page.context["cl"].result_list) == 4
         assert "among the newest" not in said(page)
+
+
+def test_what_is_filtered_comes_newest_first(
+    staff_client: Client, farthest: Make, make_students: Make
+) -> None:
+    farthest(5)
+    make_students(9)
+    page = staff_client.get(f"{USERS}?is_staff__exact=0&o=1")
+    assert column(page, "username") == [f"student{number}" for number in (9, 8, 7, 6, 5)]
+    assert "among the newest 5 users only" in said(page)
 
 
 def test_enrolments_are_searched_by_the_beginning_of_a_username(
@@ -320,7 +331,7 @@ def test_more_subjects_than_a_list_of_links_has_room_for_are_no_filter(
 ) -> None:
     art = Subject.objects.create(name="Art", slug="art")
     assert f"subject__id__exact={art.pk}" in staff_client.get(COURSES).content.decode()
-    monkeypatch.setattr(admin, "MOST_CHOICES", art.pk - 1)
+    monkeypatch.setattr(admin, "MOST_CHOICES", 0)
     assert b"subject__id__exact" not in staff_client.get(COURSES).content
 
 
@@ -391,6 +402,23 @@ def test_the_counts_of_a_page_are_of_this_moment(
     assert column(page, "drift")[:2] == ["0", '<strong class="drift">+1</strong>']
     # All that is not shown is not counted: no order by it.
     assert column(staff_client.get(f"{COURSES}?o={TRUE}"), "title") == list("ABCD")
+
+
+def test_few_courses_of_many_rows_sort_by_what_is_not_counted(
+    staff_client: Client, courses: list[Course], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin, "counting_is_dear", lambda request: True)
+    Course.objects.filter(title="C").update(capacity=1, total_enrollments=1)
+    assert column(staff_client.get(f"{COURSES}?o=-{TRUE + 1}"), "title") == list("ABCD")
+    assert column(staff_client.get(f"{COURSES}?o=-5"), "title")[0] == "C"
+
+
+def test_deleted_rows_make_no_table_large(
+    staff_client: Client, large: None, courses: list[Course]
+) -> None:
+    Course.objects.filter(title__in="AB").delete()
+    assert column(staff_client.get(f"{COURSES}?o=-5"), "title") == ["C", "D"]
+    assert b"By words of the title" not in staff_client.get(COURSES).content
 
 
 def test_small_tables_say_nothing_of_all_this(staff_client: Client, courses: list[Course]) -> None:
