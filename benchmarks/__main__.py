@@ -34,7 +34,8 @@ HEAD = [
     "the bare driver, × ours as a multiple of that of the services; each is the median of the "
     "rounds' ratios, and in each round all ways take turns. Failed are calls that ended with an "
     "error, which the rates leave out; drift is by how much the stored counts were wrong "
-    "afterwards. The peers' ways are in `benchmarks/`, written as their users would write them.",
+    "afterwards. The peers' ways are in `benchmarks/`, written as their users would write them. "
+    "The admin on large tables is measured apart: [admin.md](admin.md).",
     "",
 ]
 
