@@ -235,7 +235,7 @@ class CourseAdmin(ProtectedByEnrollments):
 
     def get_list_filter(self, request: HttpRequest) -> list[Any]:
         few = rows_at_most(request, Subject) <= MOST_CHOICES
-        return [DriftedFilter, "subject"] if few else [DriftedFilter]
+        return self.list_filter if few else [DriftedFilter]
 
     def get_sortable_by(self, request: HttpRequest) -> Sequence[str]:
         if not counting_is_dear(request):

@@ -175,9 +175,11 @@ class LargeTableAdmin(admin.ModelAdmin):
         if not is_large(request, queryset.model):
             return super().get_paginator(request, queryset, *args, **kwargs)
         # The autocompletion's name for it is another.
-        asked = request.GET.get(PAGE_VAR) or request.GET.get("page", "")
-        number = int(asked) if asked.isdecimal() else 1
-        return AheadPaginator(queryset, *args, asked=number, **kwargs)
+        try:
+            asked = int(request.GET.get(PAGE_VAR) or request.GET.get("page", 1))
+        except ValueError:
+            asked = 1  # as in ChangeList
+        return AheadPaginator(queryset, *args, asked=asked, **kwargs)
 
 
 class Site(admin.AdminSite):

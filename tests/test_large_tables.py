@@ -222,6 +222,8 @@ def test_pages_lead_through_all_rows_and_count_no_further(
     assert seen == list(in_order)
     for beyond in ("p=6", "p=2&q=s239", "p=0", "p=-1"):
         assert staff_client.get(f"{COURSES}?{beyond}").url == f"{COURSES}?e=1"
+    for no_number in ("x", "9" * 5_000):
+        assert staff_client.get(COURSES, {"p": no_number}).context["cl"].page_num == 1
 
 
 def test_pages_end_where_passing_by_becomes_dear_and_say_so(
