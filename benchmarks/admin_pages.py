@@ -148,8 +148,26 @@ def fill(size: Size) -> None:
             {types[1]}), seq, 'Something', 2, '[]'
         FROM seq_1_to_{size.logged}
         """,
+        # An event for each row, and for the one person who comes and goes a thousand more.
+        """
+        INSERT INTO enrollments_enrollmentevent (
+            student_id, course_id, what, status, enrollment_date, at, source, actor
+        )
+        SELECT student_id, course_id, IF(status = 'active', 'enrolled', status), status,
+            enrollment_date, enrollment_date, 'import', 'catalogue'
+        FROM enrollments_enrollment ORDER BY id
+        """,
+        """
+        INSERT INTO enrollments_enrollmentevent (
+            student_id, course_id, what, status, enrollment_date, at, source, actor
+        )
+        SELECT 7, 1, IF(seq % 2, 'taken_up', 'withdrawn'), IF(seq % 2, 'active', 'withdrawn'),
+            NOW(6), NOW(6), 'page', 'student7'
+        FROM seq_1_to_1000
+        """,
         "ANALYZE TABLE auth_user, courses_course, courses_subject, courses_countrun, "
-        "courses_countcorrection, enrollments_enrollment, django_admin_log",
+        "courses_countcorrection, enrollments_enrollment, enrollments_enrollmentevent, "
+        "django_admin_log",
     )
     list(recorded(kind=CountRun.Kind.CHECK, by="rebuild_counts"))
 
@@ -386,7 +404,27 @@ def pages(size: Size) -> Iterator[PageOf]:
     row = Enrollment.objects.filter(course=5).counted().order_by("pk")[0]
     student = row.student_id
     row_now = row_page(f"WHERE id = {row.pk}")
-    yield PageOf("enrolment", f"{rows}{row.pk}/change/", [row_now])
+    events = "/admin/enrollments/enrollmentevent/"
+    event_page = """
+        SELECT event.*, student.username, course.title
+        FROM (SELECT id FROM enrollments_enrollmentevent {} ORDER BY id DESC LIMIT {}) AS page
+        JOIN enrollments_enrollmentevent AS event USING (id)
+        LEFT JOIN auth_user AS student ON student.id = event.student_id
+        LEFT JOIN courses_course AS course ON course.id = event.course_id
+    """
+    yield PageOf("events", events, [event_page.format("", 50)])
+    for name, of in [
+        ("an often changed student", "student_id = 7"),
+        ("the largest course", "course_id = 1"),
+        ("a small course", "course_id = 5"),
+    ]:
+        query = of.replace("_id = ", "__id__exact=")
+        yield PageOf(
+            f"events of {name}", f"{events}?{query}", [event_page.format(f"WHERE {of}", 50)]
+        )
+    yield PageOf("event", f"{events}1/change/", [event_page.format("WHERE id = 1", 50)])
+    of_row = event_page.format(f"WHERE student_id = {student} AND course_id = 5", 20)
+    yield PageOf("enrolment", f"{rows}{row.pk}/change/", [row_now, of_row])
     yield PageOf(
         "enrolment saved",
         f"{rows}{row.pk}/change/",
@@ -466,6 +504,7 @@ def pages(size: Size) -> Iterator[PageOf]:
             user,
             permissions + " ON django_content_type.id = content_type_id",
             "SELECT * FROM auth_group",
+            event_page.format("WHERE student_id = 7", 20),
         ],
     )
     yield PageOf(

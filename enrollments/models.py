@@ -98,7 +98,6 @@ class EnrollmentEvent(models.Model):
         models.DO_NOTHING,
         null=True,
         db_constraint=False,
-        db_index=False,
         related_name="enrollment_events",
     )
     course = models.ForeignKey(
@@ -135,9 +134,6 @@ class EnrollmentEvent(models.Model):
     class Meta:
         base_manager_name = "objects"
         verbose_name = "enrolment event"
-        indexes = [
-            models.Index(fields=["student", "course"], name="enrollment_event_of_student"),
-        ]
 
     def __str__(self) -> str:
         return f"{self.get_what_display()}, {self.at:%Y-%m-%d %H:%M}"

@@ -24,6 +24,7 @@ from tests.test_courses_admin import TRUE, column, select, texts
 Make = Callable[..., Any]
 COURSES, ROWS = "/admin/courses/course/", "/admin/enrollments/enrollment/"
 USERS, SUBJECTS = "/admin/auth/user/", "/admin/courses/subject/"
+EVENTS = "/admin/enrollments/enrollmentevent/"
 RUNS, FOUND = "/admin/courses/countrun/", "/admin/courses/countcorrection/"
 COMPLETE = "/admin/autocomplete/?app_label={}&model_name={}&field_name={}&term={}"
 
@@ -99,7 +100,14 @@ PAGES = {
     f"{ROWS}?q=nobody": (4, 100),
     f"{ROWS}?course__id__exact=1": (5, FEW),
     f"{ROWS}?course__id__exact=1&status__exact=active": (5, FEW),
-    f"{ROWS}1/change/": (5, 100),
+    f"{ROWS}1/change/": (6, 100),
+    EVENTS: (5, FEW),
+    f"{EVENTS}?p=4": (5, FEW),
+    f"{EVENTS}?o=1": (5, FEW),
+    f"{EVENTS}?o=-6": (5, FEW),
+    f"{EVENTS}?student__id__exact=7": (5, FEW),
+    f"{EVENTS}?course__id__exact=1": (5, FEW),
+    f"{EVENTS}1/change/": (3, 100),
     f"{ROWS}1/delete/": (5, 100),
     f"{ROWS}add/": (2, 100),
     USERS: (6, FEW),
@@ -109,7 +117,7 @@ PAGES = {
     f"{USERS}?is_staff__exact=1": (6, 2_500),
     f"{USERS}?q=student77": (6, FEW),
     f"{USERS}?q=nobody": (5, 100),
-    f"{USERS}7/change/": (7, 500),
+    f"{USERS}7/change/": (8, 600),
     f"{USERS}7/delete/": (5, 100),
     SUBJECTS: (5, FEW),
     f"{SUBJECTS}?o=2": (5, FEW),
@@ -132,6 +140,7 @@ PAGES = {
 TABLES = [
     *("auth_user", "courses_subject", "courses_course", "enrollments_enrollment"),
     *("courses_countrun", "courses_countcorrection", "django_admin_log"),
+    "enrollments_enrollmentevent",
 ]
 
 
@@ -160,6 +169,9 @@ def filled(monkeypatch: pytest.MonkeyPatch, django_user_model: Any) -> Client:
             "INSERT INTO enrollments_enrollment (student_id, course_id, status, enrollment_date, "
             "withdrawal_date) SELECT 7 + course.seq, 1 + course.seq, 'withdrawn', NOW(), NOW() "
             "FROM seq_1_to_3000 AS course",
+            "INSERT INTO enrollments_enrollmentevent (student_id, course_id, what, status, at, "
+            "source, actor) SELECT IF(seq %% 10, student_id, 7), course_id, 'enrolled', status, "
+            "enrollment_date, 'code', '' FROM enrollments_enrollment JOIN seq_1_to_10 AS n",
             "INSERT INTO courses_countrun (id, kind, `by`, started_at, finished_at, of_all, "
             "looked_at, drifted, corrected, absolute_drift, stored_sum, true_sum) "
             "SELECT seq, IF(seq %% 500, 'check', 'rebuild'), 'x', NOW(), NOW(), 1, 0, "
