@@ -5,7 +5,7 @@ PORT ?= 8000
 ARGS :=
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve test check coverage storm registration-day bench pictures clean python servers venv
+.PHONY: help run serve test check coverage storm registration-day walk bench pictures clean python servers venv
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/make \1	\2/p' Makefile
@@ -65,6 +65,12 @@ DAY := --students 2000 --seats 500
 
 registration-day: .venv/.requirements-test  ## 2,000 students press at once for 500 seats, over HTTP
 	$(clean_env) .venv/bin/python -m tests.registration_day $(DAY)
+
+# Another release: make walk WALK="--suite trixie"
+WALK :=
+
+walk: .venv/.requirements-test  ## the commands of docs/deployment.md on an empty Debian; needs root
+	$(clean_env) .venv/bin/python -m tests.walk $(WALK)
 
 pictures: .venv/.requirements-test  ## the pictures of the README, by Chromium
 	$(clean_env) .venv/bin/python -m tests.pictures docs/pictures
