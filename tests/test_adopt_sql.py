@@ -1,13 +1,21 @@
 """The way from an older system's tables, on a database that has nothing else."""
 
 import json
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from django.db import connection, transaction
 
+from courses.models import Course
+from enrollments.models import Enrollment
+from enrollments.services import enroll, unenroll
 from tests.commands import PROJECT, manage, mariadb, no_tables
+from tests.conftest import drifts
+from tests.processes import run_in_processes
+from tests.rivals import Rival, wait_for_lock_waits
 
 pytestmark = [pytest.mark.mariadb, pytest.mark.django_db(transaction=True)]
 
@@ -56,7 +64,7 @@ def database(tmp_path: Path) -> Iterator[str]:
 
 
 def sql(url: str, script: str) -> list[list[str]]:
-    done = mariadb(script, database=url.rsplit("/", 1)[1])
+    done = mariadb(script, database=url.rsplit("/", 1)[-1])
     assert (done.returncode, done.stderr) == (0, "")
     return [line.split("\t") for line in done.stdout.splitlines()]
 
@@ -170,3 +178,64 @@ def test_broken_off_it_leaves_whole_courses_and_the_next_run_completes_it(databa
     adopt(database)
     assert len(sql(database, ROWS)[1:]) == 6
     assert drift(database) == (0, [])
+
+
+@pytest.fixture
+def many_old_rows(make_students: Callable[..., Any]) -> Iterator[list[int]]:
+    """Students who are all in all eight old courses; here are the courses only, so far."""
+    students = [student.pk for student in make_students(150)]
+    here = connection.settings_dict["NAME"]
+    try:
+        sql(
+            here,
+            "CREATE TABLE core_course (id INT PRIMARY KEY, title VARCHAR(300)); "
+            "INSERT INTO core_course SELECT seq, CONCAT('Old ', seq) FROM seq_1_to_8; "
+            "CREATE TABLE core_enrollments (id INT AUTO_INCREMENT PRIMARY KEY, student_id INT, "
+            "course_id INT, status VARCHAR(20), created_at DATETIME, KEY (course_id));" + SCRIPT,
+        )
+        sql(
+            here,
+            "INSERT INTO core_enrollments (student_id, course_id, status, created_at) "
+            "SELECT auth_user.id, core_course.id, "
+            "IF(auth_user.id % 3, 'active', 'dropped'), '2020-01-01' FROM auth_user, core_course",
+        )
+        yield students
+    finally:
+        sql(here, "DROP TABLE IF EXISTS core_enrollments, core_course, adopt_report")
+
+
+def enrol_and_leave(students: list[int], seed: int) -> dict[tuple[int, int], str]:
+    """Call services at random; return what rows must be from then on."""
+    rng, rows = random.Random(seed), {}
+    for course in [1, *rng.choices(range(1, 9), k=200)]:
+        student = rng.choice(students)
+        if not rows or rng.random() < 0.6:
+            rows[student, course] = enroll(student=student, course=course)[0].status
+        elif unenroll(student=student, course=course):
+            rows[student, course] = "withdrawn"
+    return rows
+
+
+def test_counts_are_right_where_students_enrol_meanwhile(many_old_rows: list[int]) -> None:
+    # Of its steps only the enrolments meet the writers here: what is before reads the courses.
+    settings, enrolments = SCRIPT.index("-- 1."), SCRIPT.index("-- 3.")
+    sql(connection.settings_dict["NAME"], SCRIPT[:enrolments])
+    script = Rival(lambda: mariadb(SCRIPT[:settings] + SCRIPT[enrolments:]))
+
+    def meanwhile() -> None:
+        with transaction.atomic():
+            Course.objects.select_for_update().get(pk=1)
+            wait_for_lock_waits(3)
+            # The writers come before it: what it could see by now, it may not go by.
+            script.start()
+            wait_for_lock_waits(4)
+        done = script.finish()
+        assert (done.returncode, done.stderr) == (0, "")
+
+    arguments = [(many_old_rows[number::3], number) for number in range(3)]
+    told = run_in_processes(enrol_and_leave, arguments, meanwhile=meanwhile)
+    assert drifts() == {}
+    found = {(row.student_id, row.course_id): row.status for row in Enrollment.objects.all()}
+    assert len(found) == len(many_old_rows) * 8
+    for rows in told:
+        assert {key: found[key] for key in rows} == rows
