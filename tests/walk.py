@@ -1,4 +1,4 @@
-"""A new operator's walk through docs/deployment.md, on an empty Debian.
+"""A new operator's walk through docs/deployment.md and docs/adoption.md, on an empty Debian.
 
     python -m tests.walk                    Debian 12
     python -m tests.walk --suite trixie     another one
@@ -7,8 +7,8 @@
 debootstrap makes the machine, systemd-nspawn boots it with systemd, slirp4netns is its network. Its
 shell is given the guide's commands as they stand; REPOSITORY and YOUR.NAME are put in, and what is
 asked is answered. Each command is printed, and the first that fails ends the walk. Then counts are
-broken, alarmed and repaired, a backup is restored, and the power is cut. Needs root and Debian or
-Ubuntu. All of it is gone at the end, also after Ctrl-C.
+broken, alarmed and repaired, a backup is restored, the power is cut, and an older system is taken
+over. Needs root and Debian or Ubuntu. All of it is gone at the end, also after Ctrl-C.
 
 In place of what can't be had: pebble, from Debian, is the certificate authority; /etc/hosts has the
 name; the code is that of this folder.
@@ -36,6 +36,7 @@ from tests.servers import ServerError, _folder, _handled, _unwind
 
 PROJECT = Path(__file__).resolve().parent.parent
 GUIDE = PROJECT / "docs" / "deployment.md"
+ADOPTION = PROJECT / "docs" / "adoption.md"
 NAME = "walk.example.net"
 REPOSITORY = "/root/repository.git"
 NEEDED = {
@@ -63,6 +64,22 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
     dependencies = [("courses", "{last}")]
     operations = [migrations.AddField("course", "walked", models.BooleanField(db_default=False))]
+"""
+OLDER = """
+INSERT INTO auth_user (id, username, password, first_name, last_name, email,
+    is_staff, is_active, is_superuser, date_joined)
+SELECT seq, CONCAT('student', seq), '!', '', '', '', 0, 1, 0, '2019-01-01' FROM seq_1_to_500;
+CREATE TABLE core_course (id INT PRIMARY KEY, title VARCHAR(300), total_enrollments INT NULL);
+INSERT INTO core_course SELECT seq, IF(seq = 7, ' ', CONCAT('Old ', seq)), CAST(seq AS SIGNED) - 9
+FROM seq_1_to_40;
+CREATE TABLE core_enrollments (
+    id INT AUTO_INCREMENT PRIMARY KEY, student_id INT, course_id INT, status VARCHAR(20),
+    created_at DATETIME NULL, KEY (course_id)
+);
+INSERT INTO core_enrollments (student_id, course_id, status, created_at)
+SELECT seq * 7 % 520, seq * 11 % 43, ELT(seq % 5 + 1, 'active', 'Dropped', 'completed', '?', NULL),
+    IF(seq % 9, '2020-01-01', NULL)
+FROM seq_1_to_30000;
 """
 ME = ("-c", "user.name=walk", "-c", "user.email=walk@example.net")
 # A machine behind a proxy is walked on behind the same.
@@ -295,6 +312,10 @@ def walk(machine: Machine) -> None:
     print("The backup is from before the upgrade:")
     follow(machine, restore)
     power_cut(machine)
+    print("\n== Taking over an older system", flush=True)
+    older_system(machine)
+    for _, block in guide(ADOPTION.read_text()):
+        follow(machine, block)
     machine.shell.run("! journalctl --no-pager | grep Traceback")
 
 
@@ -434,6 +455,18 @@ def power_cut(machine: Machine) -> None:
     retry = "--retry 30 --retry-all-errors --retry-delay 1"
     machine.shell.run(f"curl --fail --silent {retry} https://YOUR.NAME/readyz")
     machine.shell.run("catalogue rebuild_counts --check")
+
+
+def older_system(machine: Machine) -> None:
+    """In place of the site's tables an older one's: wrong counts, and rows that are amiss."""
+    shell = machine.shell
+    shell.run("cd /srv/catalogue && systemctl stop catalogue.service catalogue-check.timer")
+    shell.run(
+        'mariadb -e "DROP DATABASE catalogue; CREATE DATABASE catalogue CHARACTER SET utf8mb4"'
+    )
+    shell.run("catalogue migrate auth --verbosity 0")
+    (machine.root / "root/older.sql").write_text(OLDER)
+    shell.run("mariadb catalogue < /root/older.sql")
 
 
 if __name__ == "__main__":
