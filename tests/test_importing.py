@@ -682,7 +682,7 @@ def test_no_room_for_the_rows_is_one_line_and_changes_nothing(db: None, write: W
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     done = manage(
         *("import_enrollments", str(path)),
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1])),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, limits[1])),
     )
     assert_refused(done, "The rows have no room in a temporary file")
 
