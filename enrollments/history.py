@@ -80,8 +80,8 @@ _COLUMNS = ["student", *Event._fields[1:], "course", *Stamp._fields, "other_cour
 # By hand, for the same reason as the row that it comes with.
 _INSERT = (
     "INSERT INTO enrollments_enrollmentevent "
-    "(student_id, course_id, status, enrollment_date, what, at, source, actor) "
-    "VALUES (%s, %s, %s, %s, 'enrolled', %s, %s, %s)"
+    "(student_id, course_id, status, enrollment_date, withdrawal_date, what, at, source, actor) "
+    "VALUES (%s, %s, %s, %s, %s, 'enrolled', %s, %s, %s)"
 )
 
 

@@ -32,7 +32,6 @@ from django.db import (
     OperationalError,
     connection,
     connections,
-    transaction,
 )
 from django.db.models import F, IntegerField, Model, QuerySet
 from django.db.models.signals import post_save, pre_save
@@ -385,11 +384,12 @@ _GIVE_SEAT_BACK = (
     "UPDATE courses_course SET total_enrollments = total_enrollments - 1 WHERE id = %s"
 )
 _INSERT = (
-    "INSERT INTO enrollments_enrollment (student_id, course_id, status, enrollment_date) "
-    "VALUES (%s, %s, %s, %s)"
+    "INSERT INTO enrollments_enrollment "
+    "(student_id, course_id, status, enrollment_date, withdrawal_date) VALUES (%s, %s, %s, %s, %s)"
 )
 _INSERTED: list[Any] = [
-    Enrollment._meta.get_field(name) for name in ("student", "course", "status", "enrollment_date")
+    Enrollment._meta.get_field(name)
+    for name in ("student", "course", "status", "enrollment_date", "withdrawal_date")
 ]
 
 
@@ -397,32 +397,55 @@ def _insert_counted(row: Enrollment, stamp: Stamp) -> bool:
     """Take a seat and insert the row with its event, or nothing; return which."""
     # Looked up once, which Django's `connection` does for each of its attributes.
     database = connections[DEFAULT_DB_ALIAS]
-    sent = {"sender": Enrollment, "instance": row, "raw": False, "using": database.alias}
     with database.cursor() as cursor:
         cursor.execute(_TAKE_SEAT, [row.course_id])
         if not cursor.rowcount:
             return False
-        course_key = row.course_id
-        pre_save.send(**sent, update_fields=None)
-        if row.course_id != course_key or not row.is_counted:
-            raise DirectWriteError(
-                "A receiver of pre_save changed an enrolment's course or status, which moves "
-                "counters: call enrollments.services instead."
-            )
-        values = [
-            field.get_db_prep_save(getattr(row, field.attname), database) for field in _INSERTED
-        ]
-        try:
-            cursor.execute(_INSERT, values)
-        except IntegrityError:
-            # MariaDB, MySQL and SQLite undo the one statement that failed.
+        values = _insert(cursor, row)
+        if values is None:
             cursor.execute(_GIVE_SEAT_BACK, [row.course_id])
             return False
-        row.pk = cursor.lastrowid
         history.add_enrolled(cursor, values, stamp)
-    row._state.adding, row._state.db = False, database.alias
-    post_save.send(**sent, update_fields=None, created=True)
+    _tell_inserted(row)
     return True
+
+
+def _insert(cursor: Any, row: Enrollment) -> list[Any] | None:
+    """Insert a row; return its values as the database has them, or None: a key forbids it.
+
+    `_tell_inserted()` is for when its counter and its event are written, too.
+    """
+    asked = row.student_id, row.course_id, row.is_counted
+    pre_save.send(**_sent(row))
+    if (row.student_id, row.course_id, row.is_counted) != asked:
+        raise DirectWriteError(
+            "A receiver of pre_save changed an enrolment's student, course or status, which moves "
+            "counters: call enrollments.services instead."
+        )
+    values = [field.get_db_prep_save(getattr(row, field.attname), cursor.db) for field in _INSERTED]
+    try:
+        cursor.execute(_INSERT, values)
+    except IntegrityError:
+        # MariaDB, MySQL and SQLite undo the one statement that failed.
+        return None
+    row.pk = cursor.lastrowid
+    row._state.adding, row._state.db = False, cursor.db.alias
+    return values
+
+
+def _tell_inserted(row: Enrollment) -> None:
+    post_save.send(**_sent(row), created=True)
+
+
+def _sent(row: Enrollment) -> dict[str, Any]:
+    """What Django's save() sends to receivers."""
+    return {
+        "sender": Enrollment,
+        "instance": row,
+        "raw": False,
+        "using": DEFAULT_DB_ALIAS,
+        "update_fields": None,
+    }
 
 
 def _write_one_now(student_key: Any, course_key: Any, target: _Target, stamp: Stamp) -> _WrittenOne:
@@ -579,7 +602,7 @@ def _write(
     outcomes: _Outcomes = {}
     new: dict[Any, _State] = {}
     changes: defaultdict[tuple[tuple[str, Any], ...], list[Any]] = defaultdict(list)
-    events = []
+    done: dict[Any, str] = {}
     for student_key, target in targets.items():
         row = rows.get(student_key)
         before = None if row is None else row.state
@@ -594,7 +617,7 @@ def _write(
             continue
         delta += move
         what = history.what(before and before.status, state.status, is_move=moved is not None)
-        events.append(Event(student_key, what, *state))
+        done[student_key] = what
         if row is None or before is None:
             outcomes[student_key] = Outcome.CREATED
             new[student_key] = state
@@ -606,40 +629,33 @@ def _write(
     # Of new rows, the foreign key says it where it is checked at once.
     unproven = targets if connection.features.can_defer_constraint_checks else targets.keys() - new
     _require_students([key for key in unproven if key not in rows])
-    rows |= _insert_new(course, new)
+    if inserted := _insert_new(course, new):
+        # With what receivers of pre_save made of it.
+        new[inserted.student_id] = _state(inserted)
+        rows[inserted.student_id] = _Row(inserted.pk, _state(inserted))
     for change, keys in changes.items():
         for chunk in chunks(keys):
             _require_all(_unguarded().filter(pk__in=chunk).update(**dict(change)), chunk)
+    events = [Event(key, what, *(new.get(key) or rows[key].state)) for key, what in done.items()]
     history.add(course.pk, events, stamp, moved)
     _move_counter(course, delta)
+    if inserted:
+        _tell_inserted(inserted)
     return _Written(rows, outcomes)
 
 
-def _insert_new(course: Course, new: Mapping[Any, _State]) -> dict[Any, _Row]:
-    """Insert rows of a locked course; return them where they are as few as one."""
+def _insert_new(course: Course, new: Mapping[Any, _State]) -> Enrollment | None:
+    """Insert rows of a locked course; return the row where it is only one."""
     if len(new) == 1:
         ((student_key, state),) = new.items()
         row = Enrollment(student_id=student_key, course_id=course.pk, **state._asdict())
-        if _insert(row):
-            return {student_key: _Row(row.pk, state)}
+        with connection.cursor() as cursor:
+            if _insert(cursor, row):
+                return row
     elif _insert_many(course, new):
-        return {}
+        return None
     _require_students(list(new))
     raise IntegrityError(f"Others write rows of course {course.pk} without its lock.")
-
-
-def _insert(row: Enrollment) -> bool:
-    """Insert a row, and return whether its keys allowed it."""
-    try:
-        row.save_base(force_insert=True)  # learns its key on every database
-    except IntegrityError:
-        if not row._state.adding:
-            raise  # it is in: this comes from somebody's signal receiver
-        # MariaDB, MySQL and SQLite undo the one statement that failed, so that this
-        # transaction can go on.
-        transaction.set_rollback(False)
-        return False
-    return True
 
 
 def _insert_many(course: Course, new: Mapping[Any, _State]) -> bool:

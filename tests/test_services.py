@@ -1,6 +1,6 @@
 import logging
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -9,6 +9,7 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.models import AnonymousUser
 from django.db import IntegrityError, OperationalError, connection, transaction
 from django.db.models.signals import post_save, pre_save
+from django.dispatch import Signal
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
@@ -32,6 +33,7 @@ from enrollments.services import (
     unenroll_many,
 )
 from tests.conftest import drifts
+from tests.histories import untold
 
 User = get_user_model()
 Make = Callable[..., Any]
@@ -65,7 +67,33 @@ def test_enroll_takes_keys(student: Any, course: Course) -> None:
     assert (row.student, row.course) == (student, course)
 
 
-def test_enroll_tells_signal_receivers_as_save_does(student: Any, course: Course) -> None:
+# The ways to insert one row.
+INSERTING_ONE = pytest.mark.parametrize(
+    "insert",
+    [
+        lambda student, course: enroll(student=student, course=course),
+        lambda student, course: enroll_many(course=course, students=[student]),
+        lambda student, course: register_many(
+            course=course, registrations=[Registration(student, datetime(2026, 1, 1, tzinfo=UTC))]
+        ),
+    ],
+    ids=["enroll", "enroll_many", "register_many"],
+)
+
+
+@contextmanager
+def receiving(signal: Signal, receive: Callable[..., None]) -> Iterator[None]:
+    signal.connect(receive, sender=Enrollment)
+    try:
+        yield
+    finally:
+        signal.disconnect(receive, sender=Enrollment)
+
+
+@INSERTING_ONE
+def test_signal_receivers_are_told_of_one_row_as_save_does(
+    student: Any, course: Course, insert: Make
+) -> None:
     earlier = datetime(2020, 2, 1, tzinfo=UTC)
     heard = []
 
@@ -75,32 +103,42 @@ def test_enroll_tells_signal_receivers_as_save_does(student: Any, course: Course
     def after(instance: Enrollment, created: bool, **kwargs: Any) -> None:
         heard.append((instance.pk, created))
 
-    pre_save.connect(before, sender=Enrollment)
-    post_save.connect(after, sender=Enrollment)
-    try:
-        enroll(student=student, course=course)
-    finally:
-        pre_save.disconnect(before, sender=Enrollment)
-        post_save.disconnect(after, sender=Enrollment)
+    with receiving(pre_save, before), receiving(post_save, after):
+        insert(student, course)
     row = Enrollment.objects.get()
     assert row.enrollment_date == earlier
     assert heard == [(row.pk, True)]
+    assert untold() == set()
 
 
-@pytest.mark.parametrize("change", [{"course_id": 10**6}, {"status": "withdrawn"}])
+@INSERTING_ONE
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"student_id": 10**6},
+        {"course_id": 10**6},
+        {"status": "withdrawn", "withdrawal_date": datetime(2026, 1, 1, tzinfo=UTC)},
+    ],
+)
 def test_a_receiver_that_would_part_row_and_counter_is_refused(
-    student: Any, course: Course, change: dict[str, Any]
+    student: Any, course: Course, change: dict[str, Any], insert: Make
 ) -> None:
     def before(instance: Enrollment, **kwargs: Any) -> None:
         vars(instance).update(change)
 
-    pre_save.connect(before, sender=Enrollment)
-    try:
-        with pytest.raises(DirectWriteError, match="A receiver of pre_save"):
-            enroll(student=student, course=course)
-    finally:
-        pre_save.disconnect(before, sender=Enrollment)
-    assert (drifts(), stored(course)) == ({}, 0)
+    with receiving(pre_save, before), pytest.raises(DirectWriteError, match="receiver of pre_save"):
+        insert(student, course)
+    assert (drifts(), stored(course), untold()) == ({}, 0, set())
+
+
+@INSERTING_ONE
+def test_a_receiver_may_call_a_service(student: Any, course: Course, insert: Make) -> None:
+    def after(instance: Enrollment, **kwargs: Any) -> None:
+        unenroll(student=instance.student_id, course=instance.course_id)
+
+    with receiving(post_save, after):
+        insert(student, course)
+    assert (drifts(), stored(course), untold()) == ({}, 0, set())
 
 
 def test_nobody_has_the_key_0(student: Any, course: Course) -> None:

@@ -360,7 +360,7 @@ def test_what_fails_after_the_commit_is_not_done_again(course: Course, student: 
     "call",
     [
         lambda s, c: enroll(student=s, course=c),
-        lambda s, c: enroll_many(course=c, students=[s]),  # a row that the ORM inserts
+        lambda s, c: enroll_many(course=c, students=[s]),  # inserted after the lock
     ],
 )
 def test_an_error_of_a_signal_receiver_is_no_duplicate(
