@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from django.db.models import QuerySet
 from django.utils import timezone
 
+from courses.transactions import current
 from enrollments import bulk
 from enrollments.models import Enrollment, EnrollmentEvent
 
@@ -91,6 +92,12 @@ def add_enrolled(cursor: Any, row: Sequence[Any], stamp: Stamp) -> None:
     cursor.execute(_INSERT, [*row, at, stamp.source, stamp.actor])
 
 
-def forget(student_key: Any) -> None:
-    """Take away all events of a student, but that somebody was erased."""
-    QuerySet(EnrollmentEvent).filter(student=student_key).exclude(what=What.ERASED).delete()
+def keys_of(student_key: Any) -> list[Any]:
+    """The keys of all events of a student, but that somebody was erased."""
+    events = QuerySet(EnrollmentEvent).filter(student=student_key).exclude(what=What.ERASED)
+    return list(current(events).values_list("pk", flat=True))
+
+
+def forget(keys: Sequence[Any]) -> None:
+    for chunk in bulk.chunks(keys):
+        QuerySet(EnrollmentEvent).filter(pk__in=chunk).delete()

@@ -39,7 +39,7 @@ from django.db.models.signals import post_save, pre_save
 from courses.metrics import REFUSALS
 from courses.models import Course
 from courses.rebuild import recount_locked
-from courses.transactions import in_transaction, reads_are_current
+from courses.transactions import current, in_transaction, reads_are_current
 from enrollments import bulk, history
 from enrollments.bulk import chunks
 from enrollments.history import Event, Origin, Stamp, stamped
@@ -524,11 +524,14 @@ def _erase_now(student_key: Any, stamp: Stamp) -> int | None:
     """Return the number of rows erased, or None: look again, there is one more course now."""
     _require_students([student_key])
     locked = _lock(*(row.course_id for row in _rows_of_student(student_key)))
+    # Before the rows: the row of each event is among them then, and its course is locked. One of
+    # a course that they come to meanwhile keeps its event, and nobody waits for it.
+    events = history.keys_of(student_key)
     rows = _rows_of_student(student_key)
     if {row.course_id for row in rows} - {course.pk for course in locked}:
         return None
     courses = {course.pk: course for course in locked}
-    history.forget(student_key)
+    history.forget(events)
     for row in rows:
         _require_all(_unguarded().filter(pk=row.pk).delete()[0], [row.pk])
         history.add(row.course_id, [Event(student_key, history.What.ERASED)], stamp)
@@ -576,17 +579,12 @@ def _rows_of(course: Course, student_keys: Sequence[Any]) -> dict[Any, _Row]:
     return {
         key: _Row(pk, _State(*state))
         for keys in chunks(student_keys)
-        for key, pk, *state in _current(rows.filter(student__in=keys))
+        for key, pk, *state in current(rows.filter(student__in=keys))
     }
 
 
 def _rows_of_student(student_key: Any) -> list[Enrollment]:
-    return list(_current(_unguarded().filter(student=student_key)))
-
-
-def _current(rows: QuerySet) -> QuerySet:
-    """Rows as they are now. Their course's lock keeps others away, so they need none."""
-    return rows if reads_are_current() else rows.select_for_update()
+    return list(current(_unguarded().filter(student=student_key)))
 
 
 def _write(

@@ -25,6 +25,7 @@ from enrollments.services import (
     unenroll_many,
 )
 from tests.conftest import drifts
+from tests.histories import untold
 from tests.processes import run_in_processes
 from tests.rivals import Rival, deadlocks
 
@@ -251,6 +252,20 @@ def test_a_student_is_erased_where_they_were_moved_to_meanwhile(
         rival.start_and_wait_for_our_lock()
     assert rival.finish() == 2
     assert not Enrollment.objects.exists()
+
+
+@pytest.mark.mariadb
+def test_who_enrols_while_they_are_erased_keeps_the_event_of_it(
+    make_course: Make, student: Any
+) -> None:
+    left, entered = make_course(), make_course()
+    enroll(student=student, course=left)
+    with transaction.atomic():
+        enroll(student=student, course=entered)
+        # Would wait until we are done.
+        assert Rival(lambda: erase_student(student=student)).start_and_finish() == 1
+    assert Enrollment.objects.get().course == entered
+    assert untold() == set()
 
 
 @pytest.mark.mariadb
