@@ -1,8 +1,13 @@
 """The enrolment row: one student in one course, kept for ever. And its history."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from django.conf import settings
+from django.core.exceptions import ObjectDoesNotExist
 from django.db import models
 from django.db.models import Q
+from django.db.models.fields.related_descriptors import ForwardManyToOneDescriptor
 from django.utils import timezone
 
 from courses.models import Course
@@ -69,6 +74,27 @@ class Enrollment(models.Model):
     delete = refused("delete", "unenroll() or erase_student()")
 
 
+class _OrNone(ForwardManyToOneDescriptor):
+    def __get__(self, instance: Any, cls: Any = None) -> Any:
+        try:
+            return super().__get__(instance, cls)
+        except ObjectDoesNotExist:
+            return None
+
+
+class LooseKey(models.ForeignKey):
+    """A key of what may be gone: None then, as with `select_related()`.
+
+    Otherwise `dumpdata --natural-foreign` would fail from the first deleted student on.
+    """
+
+    forward_related_accessor_class = _OrNone
+
+    def deconstruct(self) -> tuple[str, str, Sequence[Any], dict[str, Any]]:
+        name, _, args, kwargs = super().deconstruct()
+        return name, "django.db.models.ForeignKey", args, kwargs
+
+
 class EnrollmentEvent(models.Model):
     """What was done to an enrolment, when, and who did it. Added by `enrollments.services`."""
 
@@ -93,14 +119,14 @@ class EnrollmentEvent(models.Model):
     # Not known to the database, and not followed by deletions. A foreign key would lock the
     # rows that it names for each event; and that somebody was erased is told by their number,
     # which names nobody any more.
-    student = models.ForeignKey(
+    student = LooseKey(
         settings.AUTH_USER_MODEL,
         models.DO_NOTHING,
         null=True,
         db_constraint=False,
         related_name="enrollment_events",
     )
-    course = models.ForeignKey(
+    course = LooseKey(
         Course,
         models.DO_NOTHING,
         null=True,
@@ -119,7 +145,7 @@ class EnrollmentEvent(models.Model):
         blank=True,
         help_text="The username as it was then; of a command, the account that ran it.",
     )
-    other_course = models.ForeignKey(
+    other_course = LooseKey(
         Course,
         models.DO_NOTHING,
         null=True,

@@ -1,5 +1,6 @@
 """What was done to enrolments, when, by whom and from where: in one transaction with it."""
 
+import json
 import os
 import pwd
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission
+from django.core.management import call_command
 from django.db import DatabaseError, connection, transaction
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -378,6 +380,19 @@ def test_events_of_what_was_deleted_are_still_shown(
         html = staff_client.get(url).content.decode()
         assert f"student number {keys[0]}, deleted" in html
         assert f"course number {keys[1]}, deleted" in html
+
+
+def test_events_of_what_was_deleted_are_dumped(
+    student: Any, course: Course, tmp_path: Path
+) -> None:
+    enroll(student=student, course=course)
+    erase_student(student=student)
+    key = student.pk
+    student.delete()
+    assert EnrollmentEvent.objects.get().student_name == f"student number {key}, deleted"
+    path = tmp_path / "history.json"
+    call_command("dumpdata", "enrollments", natural_foreign=True, output=str(path))
+    assert [event["fields"]["what"] for event in json.loads(path.read_text())] == ["erased"]
 
 
 def test_who_may_not_see_the_history_does_not(client: Client, student: Any, course: Course) -> None:
