@@ -270,6 +270,19 @@ def test_who_enrols_while_they_are_erased_keeps_the_event_of_it(
 
 
 @pytest.mark.mariadb
+def test_erasing_waits_for_nobody_elses_events(make_course: Make, make_students: Make) -> None:
+    left, entered = make_course(), make_course()
+    student, other = make_students(2)
+    for _ in range(3):
+        enroll(student=student, course=left)
+        unenroll(student=student, course=left)
+    with transaction.atomic():
+        enroll(student=other, course=entered)
+        # Would wait until we are done.
+        assert Rival(lambda: erase_student(student=student)).start_and_finish() == 1
+
+
+@pytest.mark.mariadb
 @pytest.mark.parametrize("statement", range(3, 8))
 def test_who_enrols_between_any_two_steps_of_being_erased_has_rows_and_events_alike(
     make_course: Make, student: Any, statement: int
