@@ -176,6 +176,16 @@ def test_an_actor_may_have_any_letters(course: Course, make_students: Make) -> N
     assert origins() == {("code", name[:150]) for name in names}
 
 
+def test_who_did_it_is_told_after_they_were_erased(make_students: Make, course: Course) -> None:
+    student, clerk = make_students(2)
+    by_clerk = Origin(Source.ADMIN, clerk.username)
+    enroll(student=clerk, course=course, origin=by_clerk)
+    enroll(student=student, course=course, origin=by_clerk)
+    erase_student(student=clerk)
+    assert done() == ["enrolled", "erased"]
+    assert EnrollmentEvent.objects.get(student=student).actor == clerk.username
+
+
 # With the row, or not at all ------------------------------------------------------
 
 
