@@ -94,8 +94,8 @@ def add_enrolled(cursor: Any, row: Sequence[Any], stamp: Stamp) -> None:
 
 def keys_of(student_key: Any) -> list[Any]:
     """The keys of all events of a student, but that somebody was erased."""
-    events = QuerySet(EnrollmentEvent).filter(student=student_key).exclude(what=What.ERASED)
-    return list(current(events).values_list("pk", flat=True))
+    events: QuerySet = QuerySet(EnrollmentEvent).filter(student=student_key)
+    return list(current(events.exclude(what=What.ERASED)).values_list("pk", flat=True))
 
 
 def forget(keys: Sequence[Any]) -> None:
