@@ -128,7 +128,7 @@ def fill(size: Size) -> None:
         SELECT IF(seq % 1000, 'check', 'rebuild'), 'rebuild_counts',
             NOW(6) - INTERVAL ({size.runs} - seq) * 10 MINUTE,
             NOW(6) - INTERVAL ({size.runs} - seq) * 10 MINUTE, 1, {size.courses}, 10,
-            IF(seq % 1000, 0, 10), 10, {size.rows}, {size.rows}, NULL
+            IF(seq % 1000, 0, 10), 10, {size.rows}, {size.rows}, ''
         FROM seq_1_to_{size.runs}
         """,
         f"""
@@ -617,8 +617,7 @@ def pages(size: Size) -> Iterator[PageOf]:
         WHERE started_at > NOW() - INTERVAL 60 DAY GROUP BY 1
         """,
             f"{run_columns} ORDER BY id DESC LIMIT 10",
-            "SELECT * FROM courses_countrun WHERE enrolled_by_day IS NOT NULL "
-            "ORDER BY id DESC LIMIT 1",
+            "SELECT * FROM courses_countrun WHERE enrolled_by_day <> '' ORDER BY id DESC LIMIT 1",
         ],
     )
 

@@ -3,6 +3,7 @@
 Reads the ledger only, in the same few queries whatever the number of courses and rows.
 """
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -196,8 +197,8 @@ def plots() -> list[Plot]:
     def of(name: str) -> dict[Any, int]:
         return {day: int(by_day[day][name]) if day in by_day else 0 for day in days}
 
-    counted = CountRun.objects.filter(enrolled_by_day__isnull=False).order_by("-pk").first()
-    enrolled: dict[str, int] = (counted and counted.enrolled_by_day) or {}
+    counted = CountRun.objects.exclude(enrolled_by_day="").order_by("-pk").first()
+    enrolled: dict[str, int] = json.loads(counted.enrolled_by_day) if counted else {}
     return [
         Plot(
             "drifted",

@@ -5,6 +5,7 @@ because the database is read-only or the user may not write these tables, the lo
 once, and the rest of that run is not written.
 """
 
+import json
 import logging
 import math
 import time
@@ -234,17 +235,17 @@ class _Entry:
         self._attempt(write)
 
     def _count_days(self) -> None:
-        counted = CountRun.objects.exclude(pk=self.run.pk).filter(enrolled_by_day__isnull=False)
+        counted = CountRun.objects.exclude(pk=self.run.pk).exclude(enrolled_by_day="")
         last = counted.order_by("-pk").first()
         now = timezone.now()
         if last and now - COUNT_DAYS_EVERY < last.started_at <= now:
             return
         rows: Any = Course._meta.get_field("enrollments").related_model._default_manager
         since = now - timedelta(days=DAYS)
-        self.run.enrolled_by_day = rows.enrolled_by_day(since=since)
+        self.run.enrolled_by_day = json.dumps(rows.enrolled_by_day(since=since))
         self.run.save()
         if last:
-            CountRun.objects.filter(pk=last.pk).update(enrolled_by_day=None)
+            CountRun.objects.filter(pk=last.pk).update(enrolled_by_day="")
 
     def _attempt(self, work: Callable[[], None]) -> None:
         if self._is_given_up:

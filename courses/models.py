@@ -103,8 +103,12 @@ class CountRun(models.Model):
         default=0, help_text="Sum of the stored counts, after what was corrected."
     )
     true_sum = models.BigIntegerField(default=0, help_text="Sum of the true counts.")
-    enrolled_by_day = models.JSONField(
-        null=True, editable=False, help_text="Rows by day of enrolment; kept by the newest only."
+    # No JSONField: later Djangos look whether SQLite can JSON before each command, and take a
+    # database that others write to for one that can't.
+    enrolled_by_day = models.TextField(
+        default="",
+        editable=False,
+        help_text="Rows by day of enrolment, as JSON; kept by the newest only.",
     )
 
     class Meta:

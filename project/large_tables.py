@@ -125,7 +125,11 @@ class LargeTableList(ChangeList):
     def get_ordering(self, request: HttpRequest, queryset: QuerySet) -> list[Any]:
         ordering = super().get_ordering(request, queryset)
         if self.is_large and ORDER_VAR in self.params:
-            ordering = self._get_deterministic_ordering(ordering[:1])
+            # Columns of which no two rows have the same need no other to decide.
+            decide = {"pk", *(field.name for field in self.lookup_opts.fields if field.unique)}
+            first = ordering[0]
+            is_total = isinstance(first, str) and first.lstrip("-") in decide
+            ordering = [first] if is_total else [first, "-pk"]
         # An index is read in one direction: the key that decides among equals goes with it.
         if ordering[-1] == "-pk" and len(ordering) > 1 and str(ordering[-2])[0] != "-":
             ordering[-1] = "pk"

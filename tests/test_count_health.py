@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -422,7 +423,7 @@ def test_enrolments_by_day_are_those_of_the_last_count(db: None, make_students: 
         by="the tests",
         started_at=timezone.now(),
         finished_at=timezone.now(),
-        enrolled_by_day=days,
+        enrolled_by_day=json.dumps(days),
     )
     plot = plots()[-1]
     assert (plot.name, plot.as_of, plot.numbers[today]) == ("enrolled", done.finished_at, 7)

@@ -173,9 +173,9 @@ def filled(monkeypatch: pytest.MonkeyPatch, django_user_model: Any) -> Client:
             "source, actor) SELECT IF(seq %% 10, student_id, 7), course_id, 'enrolled', status, "
             "enrollment_date, 'code', '' FROM enrollments_enrollment JOIN seq_1_to_10 AS n",
             "INSERT INTO courses_countrun (id, kind, `by`, started_at, finished_at, of_all, "
-            "looked_at, drifted, corrected, absolute_drift, stored_sum, true_sum) "
+            "looked_at, drifted, corrected, absolute_drift, stored_sum, true_sum, enrolled_by_day) "
             "SELECT seq, IF(seq %% 500, 'check', 'rebuild'), 'x', NOW(), NOW(), 1, 0, "
-            "seq = 6000, 0, 0, 0, 0 FROM seq_1_to_6000",
+            "seq = 6000, 0, 0, 0, 0, '' FROM seq_1_to_6000",
             "INSERT INTO courses_countcorrection (run_id, course_id, course_title, stored, `true`, "
             "drift, corrected, at) SELECT seq, 2 + seq %% 3000, 'x', 1, 0, 1, 0, NOW() "
             "FROM seq_1_to_6000",
