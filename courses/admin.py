@@ -16,7 +16,7 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
 
-from courses.health import health, known_drifts, last_runs, plots
+from courses.health import KnownDrifts, health, known_drifts, last_runs, plots
 from courses.ledger import CHECK_FOR, DAYS, AlreadyChecking, check_for_a_while, recorded
 from courses.models import CountCorrection, CountRun, Course, Subject
 from courses.querysets import CourseQuerySet, drift, true_count
@@ -162,6 +162,8 @@ def counting_is_dear(request: HttpRequest) -> bool:
 class DriftedFilter(admin.SimpleListFilter):
     title = "count"
     parameter_name = "drifted"
+    # What the list goes by, and the note above it; None: all courses are counted.
+    known: KnownDrifts | None = None
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         return [("yes", "Drifted")]
@@ -172,8 +174,9 @@ class DriftedFilter(admin.SimpleListFilter):
         if not counting_is_dear(request):
             return queryset.drifted()
         # Counted now, but only those that the ledger knows of.
-        known = Course.objects.filter(pk__in=known_drifts().course_ids)
-        return queryset.filter(pk__in=list(known.drifted().values_list("pk", flat=True)))
+        self.known = known_drifts()
+        asked = Course.objects.filter(pk__in=self.known.course_ids)
+        return queryset.filter(pk__in=list(asked.drifted().values_list("pk", flat=True)))
 
 
 @admin.register(Subject)
@@ -191,10 +194,11 @@ class CourseList(LargeTableList):
         super().get_results(request)
         self.result_list = list(self.result_list)
         look_at(self.result_list)
-        # For the note above the list.
-        self.known_drifts = None
-        if "drifted" in request.GET and counting_is_dear(request):
-            self.known_drifts = known_drifts()
+
+    @property
+    def known_drifts(self) -> KnownDrifts | None:
+        filters = [spec for spec in self.filter_specs if isinstance(spec, DriftedFilter)]
+        return filters[0].known if filters else None
 
 
 def look_at(courses: Sequence[Course]) -> None:

@@ -371,6 +371,9 @@ def test_the_filter_shows_what_the_ledger_knows_as_it_is_now(
     # What has drifted since is not known, until somebody looks.
     damage(courses[2], 1)
     assert drifted(staff_client) == ["B"]
+    # The note is of the filter, not of its name in the address.
+    assert "found drifted by" in said(staff_client.get(f"{COURSES}?drifted=yes"))
+    assert "found drifted by" not in said(staff_client.get(f"{COURSES}?drifted=no"))
     answer = staff_client.post(f"{COURSES}health/", {"then": "drifted"})
     assert answer.url == f"{COURSES}?drifted=yes"
     assert drifted(staff_client) == ["B", "C"]
