@@ -29,7 +29,7 @@ clean_env := env -u DATABASE_URL -u REDIS_URL -u SECRET_KEY -u DEBUG -u ALLOWED_
 
 test: .venv/.requirements-test  ## all tests: on SQLite, then on a private MariaDB and Redis
 	$(clean_env) .venv/bin/python -m pytest $(ARGS)
-	$(clean_env) .venv/bin/python -m tests.servers .venv/bin/python -m pytest $(ARGS)
+	$(clean_env) .venv/bin/python -m tests.support.servers .venv/bin/python -m pytest $(ARGS)
 
 python_files := courses enrollments project tests benchmarks manage.py gunicorn.conf.py
 # In memory: a look at the project makes no database.
@@ -43,13 +43,13 @@ check: .venv/.requirements-dev  ## style, types, migrations, deployment: before 
 	$(check_env) .venv/bin/python manage.py check --deploy --fail-level WARNING
 
 # What a count and its history depend on: each branch is taken by a test.
-core := enrollments/services.py,enrollments/history.py,enrollments/bulk.py,courses/rebuild.py,courses/fields.py,project/cache.py
+core := enrollments/services.py,enrollments/history.py,enrollments/bulk.py,courses/counts/drift.py,courses/fields.py,project/cache.py
 coverage_run := .venv/bin/python -m coverage run -m pytest $(ARGS)
 
 coverage: .venv/.requirements-dev  ## branches that the tests take, both runs together
 	rm -rf .cache/coverage && mkdir -p .cache/coverage
 	$(clean_env) $(coverage_run)
-	$(clean_env) .venv/bin/python -m tests.servers $(coverage_run)
+	$(clean_env) .venv/bin/python -m tests.support.servers $(coverage_run)
 	.venv/bin/python -m coverage combine --quiet
 	.venv/bin/python -m coverage report
 	.venv/bin/python -m coverage report --include=$(core) --fail-under=100
@@ -58,22 +58,22 @@ coverage: .venv/.requirements-dev  ## branches that the tests take, both runs to
 STORM := --seconds 180
 
 storm: .venv/.requirements-test  ## all services at once for three minutes, on a private MariaDB
-	$(clean_env) .venv/bin/python -m tests.storm $(STORM)
+	$(clean_env) .venv/bin/python -m tests.system.stress $(STORM)
 
 # make registration-day DAY="--students 5000 --seats 300", or --stop-redis
 DAY := --students 2000 --seats 500
 
 registration-day: .venv/.requirements-test  ## 2,000 students press at once for 500 seats, over HTTP
-	$(clean_env) .venv/bin/python -m tests.registration_day $(DAY)
+	$(clean_env) .venv/bin/python -m tests.system.registration_day $(DAY)
 
 # Another release: make walk WALK="--suite trixie"
 WALK :=
 
 walk: .venv/.requirements-test  ## the commands of docs/deployment.md on an empty Debian; needs root
-	$(clean_env) .venv/bin/python -m tests.walk $(WALK)
+	$(clean_env) .venv/bin/python -m tests.system.deployment $(WALK)
 
 pictures: .venv/.requirements-test  ## the pictures of the README, by Chromium
-	$(clean_env) .venv/bin/python -m tests.pictures docs/pictures
+	$(clean_env) .venv/bin/python -m tests.system.screenshots docs/screenshots
 
 # More for the benchmarks: make bench BENCH="--size large --write", or --help
 BENCH :=
@@ -88,7 +88,7 @@ python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed, $(PYTHON) is %d.%d" % sys.version_info[:2])'
 
 servers: python
-	@$(PYTHON) -m tests.servers --install
+	@$(PYTHON) -m tests.support.servers --install
 
 # Debian packs ensurepip apart.
 apt_venv := { test "$$(id -u)" = 0 && apt-get -qq update && apt-get -qq install python3-venv; } >/dev/null 2>&1

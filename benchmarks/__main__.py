@@ -22,9 +22,9 @@ import django
 from tqdm import tqdm
 
 from benchmarks.sizes import SIZES
-from tests.servers import MissingPrograms, ServerError, mariadb, redis
+from tests.support.servers import MissingPrograms, ServerError, mariadb, redis
 
-SECTIONS = ["writers", "growth", "many", "counting", "catalogue", "import"]
+SECTIONS = ["writers", "growth", "many", "counting", "catalog", "import"]
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "benchmarks"
 HEAD = [
     "# Speed, measured",
@@ -84,7 +84,7 @@ def main() -> int:
 
 def measured(given: argparse.Namespace) -> list[str]:
     from benchmarks import report
-    from benchmarks.catalogue import catalogue
+    from benchmarks.catalog import catalog
     from benchmarks.counting import counting
     from benchmarks.enrolling import growth, writers
     from benchmarks.importing import importing
@@ -99,7 +99,7 @@ def measured(given: argparse.Namespace) -> list[str]:
         "growth": growth,
         "many": many,
         "counting": counting,
-        "catalogue": catalogue,
+        "catalog": catalog,
         "import": partial(importing, given=given.open_university),
     }
     # Without folders: it may be published.
@@ -124,7 +124,7 @@ def measured(given: argparse.Namespace) -> list[str]:
 
         DOCS.mkdir(exist_ok=True)
         plot(points, DOCS / "growth.svg")
-        page = [*HEAD, *lines, "", "![Growth of the time of one enrolment](growth.svg)", ""]
+        page = [*HEAD, *lines, "", "![Growth of the time of one enrollment](growth.svg)", ""]
         (DOCS / "README.md").write_text("\n".join(page))
     return lines
 

@@ -21,9 +21,9 @@ from benchmarks.data import (
 from benchmarks.measuring import FLOOR, OURS, Run, Way, Work, timed
 from benchmarks.models import ComputedCourse, ComputedEnrollment
 from benchmarks.sizes import Size
+from courses.counts.drift import find_drift, rebuild
+from courses.managers import true_count
 from courses.models import Course
-from courses.querysets import true_count
-from courses.rebuild import find_drift, rebuild
 from enrollments.models import Enrollment
 
 GROUPED_SCAN = """
@@ -152,7 +152,7 @@ def loop_and_save() -> None:
 
 
 def loop_with_locks() -> None:
-    """The loop that is right while others enrol, as `rebuild()` is."""
+    """The loop that is right while others enroll, as `rebuild()` is."""
     for key in Course.objects.values_list("pk", flat=True):
         with transaction.atomic():
             course = Course.objects.select_for_update().get(pk=key)

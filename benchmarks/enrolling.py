@@ -35,9 +35,9 @@ from enrollments import history
 from enrollments.history import Origin, Source
 from enrollments.models import Enrollment
 from enrollments.services import enroll
-from tests.processes import run_in_processes
+from tests.support.processes import run_in_processes
 
-Enrol = Callable[[int, int], object]  # of a student's key and a course's
+Enroll = Callable[[int, int], object]  # of a student's key and a course's
 
 MOVE_COUNTER = """
     UPDATE courses_course SET total_enrollments = total_enrollments + 1
@@ -55,18 +55,18 @@ ADD_EVENT = """
 """
 
 
-def by_driver(stack: ExitStack) -> Enrol:
+def by_driver(stack: ExitStack) -> Enroll:
     return by_driver_with(stack.enter_context(bare_driver()), stack)
 
 
-def by_driver_without_history(stack: ExitStack) -> Enrol:
+def by_driver_without_history(stack: ExitStack) -> Enroll:
     return by_driver_with(stack.enter_context(bare_driver()), stack, history=False)
 
 
-def by_driver_with(driver: Any, stack: ExitStack, *, history: bool = True) -> Enrol:
+def by_driver_with(driver: Any, stack: ExitStack, *, history: bool = True) -> Enroll:
     cursor = stack.enter_context(driver.cursor())
 
-    def enrol(student: int, course: int) -> None:
+    def enroll(student: int, course: int) -> None:
         now = datetime.now(UTC).replace(tzinfo=None)
         cursor.execute(MOVE_COUNTER, (course,))
         cursor.execute(INSERT_ROW, (student, course, now))
@@ -74,28 +74,28 @@ def by_driver_with(driver: Any, stack: ExitStack, *, history: bool = True) -> En
             cursor.execute(ADD_EVENT, (student, course, now, now, f"student{student}"))
         driver.commit()
 
-    return enrol
+    return enroll
 
 
-def by_driver_as_django(stack: ExitStack) -> Enrol:
+def by_driver_as_django(stack: ExitStack) -> Enroll:
     driver = stack.enter_context(bare_driver())
     begun = by_driver_with(driver, stack)
 
-    def enrol(student: int, course: int) -> None:
+    def enroll(student: int, course: int) -> None:
         driver.autocommit(False)
         begun(student, course)
         driver.autocommit(True)
 
-    return enrol
+    return enroll
 
 
-def by_service(stack: ExitStack) -> Enrol:
+def by_service(stack: ExitStack) -> Enroll:
     return lambda student, course: enroll(
-        student=student, course=course, origin=Origin(Source.PAGE, f"student{student}")
+        student=student, course=course, origin=Origin(Source.WEBSITE, f"student{student}")
     )
 
 
-def by_service_without_history(stack: ExitStack) -> Enrol:
+def by_service_without_history(stack: ExitStack) -> Enroll:
     stack.enter_context(no_history())
     return by_service(stack)
 
@@ -110,18 +110,18 @@ def no_history() -> Iterator[None]:
         yield
 
 
-def row_first(stack: ExitStack) -> Enrol:
+def row_first(stack: ExitStack) -> Enroll:
     @transaction.atomic
-    def enrol(student: int, course: int) -> None:
+    def enroll(student: int, course: int) -> None:
         PlainEnrollment.objects.create(student_id=student, course_id=course)
         PlainCourse.objects.filter(pk=course).update(total_enrollments=F("total_enrollments") + 1)
 
-    return enrol
+    return enroll
 
 
-def with_simple_history(stack: ExitStack) -> Enrol:
+def with_simple_history(stack: ExitStack) -> Enroll:
     @transaction.atomic
-    def enrol(student: int, course: int) -> None:
+    def enroll(student: int, course: int) -> None:
         # In our order, so that what is measured is the history and no deadlocks.
         PlainCourse.objects.filter(pk=course).update(total_enrollments=F("total_enrollments") + 1)
         row = TrackedEnrollment(student_id=student, course_id=course)
@@ -129,74 +129,74 @@ def with_simple_history(stack: ExitStack) -> Enrol:
         row._history_user = student_named(student)
         row.save(force_insert=True)
 
-    return enrol
+    return enroll
 
 
-def counting_signal(stack: ExitStack) -> Enrol:
+def counting_signal(stack: ExitStack) -> Enroll:
     @transaction.atomic
-    def enrol(student: int, course: int) -> None:
+    def enroll(student: int, course: int) -> None:
         SignalEnrollment.objects.create(student_id=student, course_id=course)
 
-    return enrol
+    return enroll
 
 
-def lock_first(stack: ExitStack) -> Enrol:
+def lock_first(stack: ExitStack) -> Enroll:
     @transaction.atomic
-    def enrol(student: int, course_key: int) -> None:
+    def enroll(student: int, course_key: int) -> None:
         course = PlainCourse.objects.select_for_update().get(pk=course_key)
         PlainEnrollment.objects.create(student_id=student, course=course)
         course.total_enrollments += 1
         course.save()
 
-    return enrol
+    return enroll
 
 
-def computed_field(stack: ExitStack) -> Enrol:
+def computed_field(stack: ExitStack) -> Enroll:
     stack.enter_context(computed_fields())
 
     @transaction.atomic
-    def enrol(student: int, course: int) -> None:
+    def enroll(student: int, course: int) -> None:
         ComputedEnrollment.objects.create(student_id=student, course_id=course)
 
-    return enrol
+    return enroll
 
 
-def trigger(stack: ExitStack) -> Enrol:
+def trigger(stack: ExitStack) -> Enroll:
     return lambda student, course: TriggerEnrollment.objects.create(
         student_id=student, course_id=course
     )
 
 
 @dataclass(frozen=True)
-class Rival:
+class Approach:
     name: str
-    prepared: Callable[[ExitStack], Enrol]
+    prepared: Callable[[ExitStack], Enroll]
     course: type[Model]
     row: type[Model]
 
 
-DRIVER = Rival(f"{FLOOR}, bare driver", by_driver, Course, Enrollment)
-SERVICE = Rival(f"{OURS}, enroll()", by_service, Course, Enrollment)
-SIGNAL = Rival("signal with COUNT, save", counting_signal, SignalCourse, SignalEnrollment)
+DRIVER = Approach(f"{FLOOR}, bare driver", by_driver, Course, Enrollment)
+SERVICE = Approach(f"{OURS}, enroll()", by_service, Course, Enrollment)
+SIGNAL = Approach("signal with COUNT, save", counting_signal, SignalCourse, SignalEnrollment)
 RIVALS = [
     DRIVER,
-    Rival("bare driver, no history", by_driver_without_history, Course, Enrollment),
-    Rival(
+    Approach("bare driver, no history", by_driver_without_history, Course, Enrollment),
+    Approach(
         "bare driver, autocommit switched as Django does", by_driver_as_django, Course, Enrollment
     ),
     SERVICE,
-    Rival("enroll() without its history", by_service_without_history, Course, Enrollment),
-    Rival(
+    Approach("enroll() without its history", by_service_without_history, Course, Enrollment),
+    Approach(
         "F(), then row with django-simple-history",
         with_simple_history,
         PlainCourse,
         TrackedEnrollment,
     ),
-    Rival("row first, then F()", row_first, PlainCourse, PlainEnrollment),
+    Approach("row first, then F()", row_first, PlainCourse, PlainEnrollment),
     SIGNAL,
-    Rival("select_for_update, row, save", lock_first, PlainCourse, PlainEnrollment),
-    Rival("django-computedfields", computed_field, ComputedCourse, ComputedEnrollment),
-    Rival("database trigger", trigger, TriggerCourse, TriggerEnrollment),
+    Approach("select_for_update, row, save", lock_first, PlainCourse, PlainEnrollment),
+    Approach("django-computedfields", computed_field, ComputedCourse, ComputedEnrollment),
+    Approach("database trigger", trigger, TriggerCourse, TriggerEnrollment),
 ]
 
 
@@ -223,15 +223,15 @@ def writers(size: Size) -> Iterator[list[Work]]:
         yield [
             Work(
                 f"writers {number}",
-                f"enrol, one course, {number} writer{'s' if number > 1 else ''}",
+                f"enroll, one course, {number} writer{'s' if number > 1 else ''}",
                 [Way(rival.name, partial(race, rival, number, each)) for rival in RIVALS],
             )
             for number, each in size.writers.items()
         ]
 
 
-def race(rival: Rival, number: int, each: int) -> Run:
-    """So many processes enrol so many students each in one new course."""
+def race(rival: Approach, number: int, each: int) -> Run:
+    """So many processes enroll so many students each in one new course."""
     course = new_course(rival.course)
     parts = [range(1 + n * each, 1 + (n + 1) * each) for n in range(number)]
     results = run_in_processes(enrol_each, [(rival, course, part) for part in parts])
@@ -247,16 +247,16 @@ def race(rival: Rival, number: int, each: int) -> Run:
     )
 
 
-def enrol_each(rival: Rival, course: int, students: Any) -> tuple[float, float, list[float]]:
+def enrol_each(rival: Approach, course: int, students: Any) -> tuple[float, float, list[float]]:
     """Return when it began and ended, and the seconds of each that succeeded."""
     latencies = []
     with ExitStack() as stack:
-        enrol = rival.prepared(stack)
+        enroll = rival.prepared(stack)
         began = time.perf_counter()  # the same clock in all processes
         for student in students:
             start = time.perf_counter()
             try:
-                enrol(student, course)
+                enroll(student, course)
             except (DatabaseError, MySQLdb.Error):
                 continue
             latencies.append(time.perf_counter() - start)
@@ -266,7 +266,7 @@ def enrol_each(rival: Rival, course: int, students: Any) -> tuple[float, float, 
 def growth(size: Size) -> Iterator[list[Work]]:
     rivals = [DRIVER, SERVICE, SIGNAL]
     with database("growing"), ExitStack() as stack:
-        # More than the courses have, so that there is somebody to enrol.
+        # More than the courses have, so that there is somebody to enroll.
         students = max(size.growth) * 21 // 20 + 1_000
         add_students(students)
         works = []
@@ -277,13 +277,13 @@ def growth(size: Size) -> Iterator[list[Work]]:
                 add_rows(rival.row, courses=f"SELECT {course} AS id", most=rows, students=students)
                 others = map(partial(student_at, course, students), itertools.count(rows + 1))
                 calls = size.growth_calls if rival is not SIGNAL else size.growth_calls // 5
-                enrol = rival.prepared(stack)
-                ways.append(Way(rival.name, partial(_some, enrol, others, course, calls)))
-            works.append(Work(f"growth {rows}", f"enrol, course of {rows:,} rows", ways))
+                enroll = rival.prepared(stack)
+                ways.append(Way(rival.name, partial(_some, enroll, others, course, calls)))
+            works.append(Work(f"growth {rows}", f"enroll, course of {rows:,} rows", ways))
         yield works
 
 
-def _some(enrol: Enrol, students: Iterator[int], course: int, calls: int) -> Run:
+def _some(enroll: Enroll, students: Iterator[int], course: int, calls: int) -> Run:
     return timed_each(
-        partial(enrol, student, course) for student in itertools.islice(students, calls)
+        partial(enroll, student, course) for student in itertools.islice(students, calls)
     )

@@ -28,11 +28,11 @@ def many(size: Size) -> Iterator[list[Work]]:
     with database("many"), bare_driver() as driver, ExitStack() as stack:
         add_students(size.many)
         students = range(1, size.many + 1)
-        enrol = row_first(stack)
+        enroll = row_first(stack)
 
         def one_by_one(course: int) -> None:
             for student in students[: size.one_by_one]:
-                enrol(student, course)
+                enroll(student, course)
 
         def ours(course: int) -> None:
             origin = Origin(Source.IMPORT, "benchmarks")
@@ -61,7 +61,7 @@ def many(size: Size) -> Iterator[list[Work]]:
                 run, PlainCourse, one_by_one, size.one_by_one
             ),
         }
-        title = f"enrol {size.many:,} students in one call"
+        title = f"enroll {size.many:,} students in one call"
         yield [Work("many", title, [Way(name, call) for name, call in ways.items()])]
 
 

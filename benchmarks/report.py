@@ -142,7 +142,7 @@ def _flatness(works: Mapping[str, Work], way: str = OURS) -> float:
 
 TARGETS = [
     Target(
-        "enrol, 1 writer, ≤ 2 × the floor's time",
+        "enroll, 1 writer, ≤ 2 × the floor's time",
         _times("writers 1", OURS, FLOOR),
         most=2,
         aside=lambda works: (
@@ -151,25 +151,25 @@ TARGETS = [
         ),
     ),
     Target(
-        "enrol, 16 writers, ≥ 0.5 × the floor's rate", _times("writers 16", FLOOR, OURS), least=0.5
+        "enroll, 16 writers, ≥ 0.5 × the floor's rate", _times("writers 16", FLOOR, OURS), least=0.5
     ),
     Target(
-        "enrol, 16 writers, ≥ 5 × the rate of row first",
+        "enroll, 16 writers, ≥ 5 × the rate of row first",
         _times("writers 16", ROW_FIRST, OURS),
         least=5,
     ),
     Target(
-        "enrol, 16 writers, ≥ 5 × the rate of the signal",
+        "enroll, 16 writers, ≥ 5 × the rate of the signal",
         _times("writers 16", SIGNAL, OURS),
         least=5,
     ),
     Target(
-        "enrol, no failures of 1, 8 and 16 writers",
+        "enroll, no failures of 1, 8 and 16 writers",
         lambda works: sum(works[f"writers {number}"].of(OURS).failed for number in (1, 8, 16)),
         most=0,
         unit="failures",
     ),
-    Target("enrol, largest course ≤ 1.1 × the smallest one's time", _flatness, most=1.1),
+    Target("enroll, largest course ≤ 1.1 × the smallest one's time", _flatness, most=1.1),
     Target("enroll_many ≤ 2 × the multi-row INSERT", _times("many", OURS, FLOOR), most=2),
     Target("check ≤ 1.5 × the grouped scan", _times("check", OURS, FLOOR), most=1.5),
     Target(
@@ -178,7 +178,7 @@ TARGETS = [
         least=20,
         aside=lambda works: (
             f"the floor itself: {_ratio(_times('rebuild', LOOP, FLOOR)(works))} ×; than the loop "
-            "with locks, which is right while others enrol, as ours is: "
+            "with locks, which is right while others enroll, as ours is: "
             f"{_ratio(_times('rebuild', SAFE_LOOP, OURS)(works))} ×"
         ),
     ),
@@ -190,8 +190,8 @@ TARGETS = [
         unit="MiB",
     ),
     Target(
-        "memory of the rebuild of the catalogue ≤ 100 MiB above the idle process",
-        lambda works: works["catalogue"].memory,
+        "memory of the rebuild of the catalog ≤ 100 MiB above the idle process",
+        lambda works: works["catalog"].memory,
         most=100,
         unit="MiB",
     ),
@@ -204,7 +204,7 @@ def verdicts(works: Sequence[Work]) -> list[str]:
 
 
 def growth(works: Sequence[Work]) -> list[tuple[int, dict[str, float]]]:
-    """Rows that a course has, and the median milliseconds to enrol one more, by way."""
+    """Rows that a course has, and the median milliseconds to enroll one more, by way."""
     try:
         measured = _growth({work.key: work for work in works})
     except KeyError:
@@ -219,7 +219,7 @@ def described(points: Sequence[tuple[int, dict[str, float]]]) -> str:
     """Sentences that say what the plot shows."""
     (fewest, first), (most, last) = points[0], points[-1]
     sentences = [
-        f"Median time to enrol one more student in a course of {fewest:,} to {most:,} rows."
+        f"Median time to enroll one more student in a course of {fewest:,} to {most:,} rows."
     ]
     for name in first:
         sentences.append(

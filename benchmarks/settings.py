@@ -7,7 +7,7 @@ from project.settings import *
 INSTALLED_APPS += ["benchmarks.apps.ComputedFieldsConfig", "simple_history", "benchmarks"]
 LOGGING["root"]["level"] = "ERROR"
 # django-cachalot as its users have it, on the tables that the project keeps from it. It is
-# not installed here: the catalogue's runs load and unload it.
+# not installed here: the catalog's runs load and unload it.
 CACHES = {
     "default": {
         "BACKEND": "django.core.cache.backends.redis.RedisCache",

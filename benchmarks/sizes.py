@@ -6,7 +6,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Size:
     rounds: int
-    writers: dict[int, int]  # number of processes: students that each enrols
+    writers: dict[int, int]  # number of processes: students that each enrolls
     growth: tuple[int, ...]  # rows that the courses have
     growth_rounds: int
     growth_calls: int  # a round; a fifth of it of the signal, which takes long
@@ -14,7 +14,7 @@ class Size:
     one_by_one: int  # of these, those who are enrolled one by one
     courses: int  # that are checked and rebuilt
     rows: int  # in them
-    catalogue: int  # courses
+    catalog: int  # courses
     pages: int  # a round
     lines_by_row: int  # of the imported file, those that are imported row by row
 
@@ -30,7 +30,7 @@ SIZES = {
         one_by_one=400,
         courses=1_000,
         rows=400_000,
-        catalogue=50_000,
+        catalog=50_000,
         pages=20,
         lines_by_row=800,
     ),
@@ -44,7 +44,7 @@ SIZES = {
         one_by_one=2_000,
         courses=5_000,
         rows=2_000_000,
-        catalogue=1_000_000,
+        catalog=1_000_000,
         pages=20,
         lines_by_row=3_000,
     ),

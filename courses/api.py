@@ -11,7 +11,7 @@ from ninja.decorators import decorate_view
 from ninja.errors import HttpError
 from pydantic import Field
 
-from courses.catalogue import PAGE_SIZE, BadPosition, Order, catalogue_page
+from courses.catalog import PAGE_SIZE, InvalidCursor, Order, catalog_page
 from courses.models import Course, Subject
 
 router = Router(tags=["courses"])
@@ -70,8 +70,8 @@ class CoursesQuery(Schema):
 def list_courses(request: HttpRequest, asked: Query[CoursesQuery]) -> dict[str, Any]:
     subject = get_object_or_404(Subject, slug=asked.subject) if asked.subject else None
     try:
-        page = catalogue_page(**asked.dict() | {"subject": subject})
-    except BadPosition as error:
+        page = catalog_page(**asked.dict() | {"subject": subject})
+    except InvalidCursor as error:
         raise HttpError(404, str(error)) from error
     further = asked.dict(exclude_defaults=True) | {"after": page.after}
     return {

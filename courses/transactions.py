@@ -10,7 +10,7 @@ import tenacity
 from django.db import DatabaseError, InterfaceError, OperationalError, connection, transaction
 from django.db.models import QuerySet
 
-from courses.metrics import DEADLOCKS, RETRIES
+from courses.counts.metrics import DEADLOCKS, RETRIES
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def _code(error: BaseException) -> object:
     return error.args[0] if isinstance(error, DatabaseError) and error.args else None
 
 
-def reads_are_current() -> bool:
+def reads_latest_rows() -> bool:
     """Whether a plain read in this transaction sees all that is committed by now.
 
     If not, because it is REPEATABLE READ and has read before, only a locking read does.
@@ -73,15 +73,15 @@ def reads_are_current() -> bool:
     )
 
 
-def current(rows: QuerySet) -> QuerySet:
+def with_latest_rows(rows: QuerySet) -> QuerySet:
     """Rows as they are now. Their course's lock keeps others away, so they need none."""
-    return rows if reads_are_current() else rows.select_for_update()
+    return rows if reads_latest_rows() else rows.select_for_update()
 
 
-def in_transaction(
+def retry_transaction(
     function: Callable[P, T],
     *,
-    is_own_doing: Callable[[T, T], bool] | None = None,
+    is_own_result: Callable[[T, T], bool] | None = None,
     idempotent: bool = True,
 ) -> Callable[P, T]:
     """Run `function` in one transaction on the default database, whole or not at all.
@@ -93,7 +93,7 @@ def in_transaction(
 
     The answer to COMMIT may be lost with the connection, and nobody knows then whether it was
     done. A `function` that is not `idempotent` is not tried again after that. For another,
-    `is_own_doing(earlier, now)` says whether what it found now is what the unanswered attempt
+    `is_own_result(earlier, now)` says whether what it found now is what the unanswered attempt
     did; then the earlier result is returned.
     """
 
@@ -108,7 +108,7 @@ def in_transaction(
             result = call.attempt()
         except Exception as error:
             result = call.repeat_after(error)
-        if is_own_doing and call.unanswered and is_own_doing(call.unanswered[-1], result):
+        if is_own_result and call.unanswered and is_own_result(call.unanswered[-1], result):
             return call.unanswered[-1]
         return result
 
@@ -145,7 +145,7 @@ class _Call(Generic[T]):
     def repeat_after(self, first_error: Exception) -> T:
         """Attempt it again as long as that may help, or raise the error."""
         # Not used for the first attempt, nearly always the only one: it takes a tenth of the
-        # time of an enrolment.
+        # time of an enrollment.
         for attempt in tenacity.Retrying(
             retry=tenacity.retry_if_exception(self._may_be_repeated_after),
             wait=tenacity.wait_random_exponential(multiplier=0.02, max=0.5),

@@ -3,6 +3,6 @@ from django.urls import path
 from courses import views
 
 urlpatterns = [
-    path("", views.catalogue, name="catalogue"),
+    path("", views.catalog, name="catalog"),
     path("courses/<slug:slug>/", views.course, name="course"),
 ]

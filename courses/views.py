@@ -1,4 +1,4 @@
-"""The catalogue and the page of a course."""
+"""The catalog and the page of a course."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from django.shortcuts import get_object_or_404, render
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
-from courses.catalogue import BadPosition, Order, catalogue_page
+from courses.catalog import InvalidCursor, Order, catalog_page
 from courses.models import Course, Subject
 
 
-class CatalogueForm(forms.Form):
+class CatalogForm(forms.Form):
     search = forms.CharField(required=False, max_length=100)
     subject = forms.ChoiceField(required=False)
     order = forms.ChoiceField(required=False, choices=Order.choices, label="Sort by")
@@ -37,19 +37,19 @@ class CatalogueForm(forms.Form):
 # Neither a proxy nor a browser's way back may show an old count.
 @never_cache
 @require_safe
-def catalogue(request: HttpRequest) -> HttpResponse:
-    form = CatalogueForm(request.GET, subjects=list(Subject.objects.all()))
+def catalog(request: HttpRequest) -> HttpResponse:
+    form = CatalogForm(request.GET, subjects=list(Subject.objects.all()))
     if not form.is_valid():
-        return render(request, "courses/catalogue.html", {"form": form}, status=400)
+        return render(request, "courses/catalog.html", {"form": form}, status=400)
     try:
-        page = catalogue_page(
+        page = catalog_page(
             **form.cleaned_data,
             after=request.GET.get("after", ""),
             before=request.GET.get("before", ""),
         )
-    except BadPosition as error:
+    except InvalidCursor as error:
         raise Http404(str(error)) from error
-    return render(request, "courses/catalogue.html", {"form": form, "page": page})
+    return render(request, "courses/catalog.html", {"form": form, "page": page})
 
 
 @never_cache

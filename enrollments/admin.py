@@ -1,4 +1,4 @@
-"""Enrolments in the admin: every change is a call of a service."""
+"""Enrollments in the admin: every change is a call of a service."""
 
 from collections import defaultdict
 from typing import Any
@@ -17,21 +17,21 @@ from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.http import urlencode
 
-from courses.admin import (
+from courses.admin.base import (
     MOST_SELECTED,
-    LedgerAdmin,
     ProtectedByEnrollments,
-    RetriedAdmin,
-    retried,
+    ReadOnlyAdmin,
+    RetryingAdmin,
+    is_large,
+    retry_on_conflict,
 )
 from enrollments import services
 from enrollments.history import Origin, Source
 from enrollments.models import Enrollment, EnrollmentEvent
-from project.large_tables import is_large
 
 # Whose rows a search finds in a large table.
 MOST_STUDENTS = 100
-MOST_EVENTS = 20  # shown on the page of an enrolment or a student
+MOST_EVENTS = 20  # shown on the page of an enrollment or a student
 
 
 class AlreadyEnrolled(Exception):
@@ -62,7 +62,7 @@ def history_url(**of: Any) -> str:
 
 
 def newest_events(**of: Any) -> str:
-    """The newest events of an enrolment or a student, as a table."""
+    """The newest events of an enrollment or a student, as a table."""
     events = EnrollmentEvent.objects.filter(**of).select_related("course", "other_course")
     newest = list(events.order_by("-pk")[: MOST_EVENTS + 1])
     context = {
@@ -75,7 +75,7 @@ def newest_events(**of: Any) -> str:
 
 
 @admin.register(Enrollment)
-class EnrollmentAdmin(RetriedAdmin):
+class EnrollmentAdmin(RetryingAdmin):
     form = EnrollmentForm
     list_display = ["student", "status", "course", "enrollment_date", "withdrawal_date"]
     list_filter = ["status"]
@@ -84,7 +84,7 @@ class EnrollmentAdmin(RetriedAdmin):
     search_fields = ["student__username", "course__title"]
     search_help_when_large = (
         f"By the beginning of a username: rows of the first {MOST_STUDENTS} students found. "
-        "Those of a course: by “Enrolments” on its page."
+        "Those of a course: by “Enrollments” on its page."
     )
     search_finds_few = True
     autocomplete_fields = ["student", "course"]
@@ -181,7 +181,7 @@ class EnrollmentAdmin(RetriedAdmin):
     def response_delete(self, request: HttpRequest, obj_display: str, obj_id: Any) -> HttpResponse:
         return self.response_post_save_change(request, self.model(pk=obj_id))
 
-    @admin.action(permissions=["delete"], description="Withdraw selected enrolments")
+    @admin.action(permissions=["delete"], description="Withdraw selected enrollments")
     def delete_selected(
         self, request: HttpRequest, queryset: QuerySet[Enrollment]
     ) -> TemplateResponse | None:
@@ -194,9 +194,9 @@ class EnrollmentAdmin(RetriedAdmin):
             )
             return None
         if "post" in request.POST or not rows:
-            return retried(self._withdraw)(request, rows)
+            return retry_on_conflict(self._withdraw)(request, rows)
         context = self.admin_site.each_context(request) | {
-            "title": "Withdraw selected enrolments",
+            "title": "Withdraw selected enrollments",
             "opts": self.opts,
             "media": self.media,
             "rows": rows,
@@ -233,7 +233,7 @@ class EnrollmentAdmin(RetriedAdmin):
         )
         self.message_user(
             request,
-            f"{withdrawn} enrolment{'' if withdrawn == 1 else 's'} withdrawn. No row was deleted.",
+            f"{withdrawn} enrollment{'' if withdrawn == 1 else 's'} withdrawn. No row was deleted.",
             messages.SUCCESS,
         )
 
@@ -255,7 +255,7 @@ class StudentAdmin(ProtectedByEnrollments, UserAdmin):
     def get_fieldsets(self, request: HttpRequest, obj: Model | None = None) -> list[Any]:
         fieldsets = list(super().get_fieldsets(request, obj))
         if may_see_history(request, obj):
-            fieldsets.append(("Enrolments", {"fields": ["enrollments"]}))
+            fieldsets.append(("Enrollments", {"fields": ["enrollments"]}))
         return fieldsets
 
     def get_list_filter(self, request: HttpRequest) -> list[str]:
@@ -268,13 +268,13 @@ class StudentAdmin(ProtectedByEnrollments, UserAdmin):
 
 
 @admin.register(EnrollmentEvent)
-class EnrollmentEventAdmin(LedgerAdmin):
-    list_display = ["at", "student_name", "what", "course_name", "source", "actor"]
+class EnrollmentEventAdmin(ReadOnlyAdmin):
+    list_display = ["created_at", "student_name", "action", "course_name", "source", "actor"]
     fields = [
-        *("at", "student_name", "told", "course_name", "status"),
+        *("created_at", "student_name", "description", "course_name", "status"),
         *("enrollment_date", "withdrawal_date", "source", "actor"),
     ]
-    readonly_fields = ["student_name", "told", "course_name"]
+    readonly_fields = ["student_name", "description", "course_name"]
     # Only keys have an index.
     sortable_by = []
 
@@ -295,6 +295,6 @@ class EnrollmentEventAdmin(LedgerAdmin):
     def course_name(self, event: EnrollmentEvent) -> str:
         return event.course_name
 
-    @admin.display(description="what")
-    def told(self, event: EnrollmentEvent) -> str:
-        return event.told
+    @admin.display(description="action")
+    def description(self, event: EnrollmentEvent) -> str:
+        return event.description

@@ -1,4 +1,4 @@
-"""The signed-in student's own enrolment as JSON."""
+"""The signed-in student's own enrollment as JSON."""
 
 from datetime import datetime
 from typing import Any
@@ -31,7 +31,7 @@ class StudentRequest(HttpRequest):
     user: Any  # never anonymous
 
 
-router = Router(tags=["enrolment"], auth=SignedIn())
+router = Router(tags=["enrollment"], auth=SignedIn())
 
 
 class EnrollmentOut(Schema):
@@ -40,7 +40,7 @@ class EnrollmentOut(Schema):
     enrollment_date: datetime
 
 
-# What may be answered instead of the enrolment.
+# What may be answered instead of the enrollment.
 REFUSALS = {401: Problem, 403: Problem, 404: Problem, 503: Problem}
 
 
@@ -48,7 +48,7 @@ REFUSALS = {401: Problem, 403: Problem, 404: Problem, 503: Problem}
     "/courses/{slug}/enrollment",
     response={200: EnrollmentOut, 201: EnrollmentOut, 409: Problem, **REFUSALS},
     operation_id="enroll",
-    summary="Enrol in a course",
+    summary="Enroll in a course",
     description="201: you are enrolled now. 200: you were already. 409: the course is full.",
 )
 @decorate_view(never_cache)

@@ -1,4 +1,4 @@
-"""The enrolment row: one student in one course, kept for ever. And its history."""
+"""The enrollment row: one student in one course, kept for ever. And its history."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from django.db.models.fields.related_descriptors import ForwardManyToOneDescript
 from django.utils import timezone
 
 from courses.models import Course
-from enrollments.querysets import (
+from enrollments.managers import (
     COUNTED_STATUSES,
     EnrollmentEventQuerySet,
     EnrollmentQuerySet,
@@ -36,7 +36,7 @@ class Enrollment(models.Model):
     )
     course = models.ForeignKey(Course, models.PROTECT, related_name="enrollments", db_index=False)
     status = models.CharField(max_length=10, choices=Status, default=Status.ACTIVE)
-    enrollment_date = models.DateTimeField("enrolment date", default=timezone.now)
+    enrollment_date = models.DateTimeField("enrollment date", default=timezone.now)
     withdrawal_date = models.DateTimeField(null=True, blank=True)
 
     objects = EnrollmentQuerySet.as_manager()
@@ -44,7 +44,7 @@ class Enrollment(models.Model):
     class Meta:
         # Relations write through the base manager: course.enrollments.add(row).
         base_manager_name = "objects"
-        verbose_name = "enrolment"
+        verbose_name = "enrollment"
         constraints = [
             models.UniqueConstraint(
                 fields=["student", "course"], name="enrollment_student_course_unique"
@@ -74,7 +74,7 @@ class Enrollment(models.Model):
     delete = refused("delete", "unenroll() or erase_student()")
 
 
-class _OrNone(ForwardManyToOneDescriptor):
+class NullableRelatedDescriptor(ForwardManyToOneDescriptor):
     def __get__(self, instance: Any, cls: Any = None) -> Any:
         try:
             return super().__get__(instance, cls)
@@ -82,13 +82,13 @@ class _OrNone(ForwardManyToOneDescriptor):
             return None
 
 
-class LooseKey(models.ForeignKey):
+class UnconstrainedForeignKey(models.ForeignKey):
     """A key of what may be gone: None then, as with `select_related()`.
 
     Otherwise `dumpdata --natural-foreign` would fail from the first deleted student on.
     """
 
-    forward_related_accessor_class = _OrNone
+    forward_related_accessor_class = NullableRelatedDescriptor
 
     def deconstruct(self) -> tuple[str, str, Sequence[Any], dict[str, Any]]:
         name, _, args, kwargs = super().deconstruct()
@@ -96,56 +96,56 @@ class LooseKey(models.ForeignKey):
 
 
 class EnrollmentEvent(models.Model):
-    """What was done to an enrolment, when, and who did it. Added by `enrollments.services`."""
+    """What was done to an enrollment, when, and who did it. Added by `enrollments.services`."""
 
-    class What(models.TextChoices):
+    class Action(models.TextChoices):
         ENROLLED = "enrolled"
-        TAKEN_UP = "taken_up", "Taken up again"
+        REENROLLED = "reenrolled", "Re-enrolled"
         COMPLETED = "completed"
         REOPENED = "reopened"
         WITHDRAWN = "withdrawn"
-        MOVED_AWAY = "moved_away", "Moved to another course"
-        MOVED_HERE = "moved_here", "Moved from another course"
-        REDATED = "redated", "Given other dates"
+        TRANSFERRED_OUT = "transferred_out", "Transferred out"
+        TRANSFERRED_IN = "transferred_in", "Transferred in"
+        DATES_CHANGED = "dates_changed", "Dates changed"
         ERASED = "erased"
 
     class Source(models.TextChoices):
-        PAGE = "page"
+        WEBSITE = "website"
         ADMIN = "admin"
         API = "api", "API"
         IMPORT = "import"
-        CODE = "code", "Other code"
+        SYSTEM = "system"
 
     # Not known to the database, and not followed by deletions. A foreign key would lock the
     # rows that it names for each event; and that somebody was erased is told by their number,
     # which names nobody any more.
-    student = LooseKey(
+    student = UnconstrainedForeignKey(
         settings.AUTH_USER_MODEL,
         models.DO_NOTHING,
         null=True,
         db_constraint=False,
         related_name="enrollment_events",
     )
-    course = LooseKey(
+    course = UnconstrainedForeignKey(
         Course,
         models.DO_NOTHING,
         null=True,
         db_constraint=False,
         related_name="enrollment_events",
     )
-    what = models.CharField(max_length=10, choices=What)
+    action = models.CharField(max_length=20, choices=Action)
     # The row as it was then; empty where it was erased.
     status = models.CharField(max_length=10, choices=Enrollment.Status, blank=True)
-    enrollment_date = models.DateTimeField("enrolment date", null=True)
+    enrollment_date = models.DateTimeField("enrollment date", null=True)
     withdrawal_date = models.DateTimeField(null=True)
-    at = models.DateTimeField()
-    source = models.CharField(max_length=6, choices=Source)
+    created_at = models.DateTimeField()
+    source = models.CharField(max_length=10, choices=Source)
     actor = models.CharField(
         max_length=150,
         blank=True,
         help_text="The username as it was then; of a command, the account that ran it.",
     )
-    other_course = LooseKey(
+    other_course = UnconstrainedForeignKey(
         Course,
         models.DO_NOTHING,
         null=True,
@@ -159,10 +159,10 @@ class EnrollmentEvent(models.Model):
 
     class Meta:
         base_manager_name = "objects"
-        verbose_name = "enrolment event"
+        verbose_name = "enrollment event"
 
     def __str__(self) -> str:
-        return f"{self.get_what_display()}, {self.at:%Y-%m-%d %H:%M}"
+        return f"{self.get_action_display()}, {self.created_at:%Y-%m-%d %H:%M}"
 
     @property
     def student_name(self) -> str:
@@ -173,9 +173,9 @@ class EnrollmentEvent(models.Model):
         return str(self.course or f"course number {self.course_id}, deleted")
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """What was done, with the other course where there is one."""
-        done = self.get_what_display()
+        done = self.get_action_display()
         if self.other_course_id is None:
             return done
         return f"{done}: {self.other_course or f'number {self.other_course_id}, deleted'}"

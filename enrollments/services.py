@@ -1,12 +1,12 @@
-"""The only code that writes enrolment rows, and moves their course's counter with them.
+"""The only code that writes enrollment rows, and moves their course's counter with them.
 
 Every service is one transaction, and locks the course row before it touches the course's
-enrolment rows (several courses in key order): writers of one course queue up, and don't
+enrollment rows (several courses in key order): writers of one course queue up, and don't
 deadlock. Called inside a caller's `atomic()`, a service joins that transaction. Called
 outside, it retries conflicts and lost connections by itself; that is safe, as is any
 repeated call, because doing again what is done already changes nothing.
 
-Each change adds an event to the history of its enrolment (`enrollments.history`), with the
+Each change adds an event to the history of its enrollment (`enrollments.history`), with the
 `origin` that the caller gives: who asks for it, and which way it comes.
 
 `student` and `course` are an instance or a primary key. What isn't there raises
@@ -36,15 +36,15 @@ from django.db import (
 from django.db.models import F, IntegerField, Model, QuerySet
 from django.db.models.signals import post_save, pre_save
 
-from courses.metrics import REFUSALS
+from courses.counts.drift import recount_locked
+from courses.counts.metrics import REFUSALS
 from courses.models import Course
-from courses.rebuild import recount_locked
-from courses.transactions import current, in_transaction, reads_are_current
+from courses.transactions import reads_latest_rows, retry_transaction, with_latest_rows
 from enrollments import bulk, history
 from enrollments.bulk import chunks
-from enrollments.history import Event, Origin, Stamp, stamped
+from enrollments.history import Event, EventContext, Origin, make_context
+from enrollments.managers import COUNTED_STATUSES, DirectWriteError
 from enrollments.models import Enrollment
-from enrollments.querysets import COUNTED_STATUSES, DirectWriteError
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class CourseFull(Exception):
 
 
 class NotEnrolled(Enrollment.DoesNotExist):
-    """The student has no such enrolment in the course: enrol them first."""
+    """The student has no such enrollment in the course: enroll them first."""
 
 
 class CourseCompleted(Exception):
@@ -73,7 +73,7 @@ class Outcome(StrEnum):
     """What a service did for one student."""
 
     CREATED = "created"  # a new row
-    TAKEN_UP = "taken_up"  # a withdrawn row that counts again
+    REENROLLED = "reenrolled"  # a withdrawn row that counts again
     WITHDRAWN = "withdrawn"  # a row that no longer counts
     UPDATED = "updated"  # another status or other dates; counts as it did
     UNCHANGED = "unchanged"
@@ -85,7 +85,7 @@ class BulkResult:
     """What a bulk service did: numbers of students, and who got no seat."""
 
     created: int = 0
-    taken_up: int = 0
+    reenrolled: int = 0
     withdrawn: int = 0
     updated: int = 0
     unchanged: int = 0
@@ -95,7 +95,7 @@ class BulkResult:
 
     @property
     def changed(self) -> int:
-        return self.created + self.taken_up + self.withdrawn + self.updated
+        return self.created + self.reenrolled + self.withdrawn + self.updated
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +116,12 @@ class Registration:
 def enroll(
     *, student: Model | int, course: Course | int, origin: Origin = UNKNOWN
 ) -> tuple[Enrollment, bool]:
-    """Enrol a student, and return the row and whether this call moved the counter.
+    """Enroll a student, and return the row and whether this call moved the counter.
 
     A withdrawn row is taken up again; one that counts already is left as it is.
     Raises CourseFull.
     """
-    row, outcome = _enroll(_key(student), _key(course, Course), stamped(origin))
+    row, outcome = _enroll(_key(student), _key(course, Course), make_context(origin))
     assert row is not None  # else it raises
     return row, outcome is not Outcome.UNCHANGED
 
@@ -129,10 +129,12 @@ def enroll(
 def unenroll(*, student: Model | int, course: Course | int, origin: Origin = UNKNOWN) -> bool:
     """Withdraw a student, and return whether this call did so.
 
-    False: there was no enrolment that counts. The row is kept, as withdrawn.
+    False: there was no enrollment that counts. The row is kept, as withdrawn.
     """
-    stamp = stamped(origin)
-    _, outcome = _write_one(_key(student), _key(course, Course), _withdrawn(stamp.at), stamp)
+    stamp = make_context(origin)
+    _, outcome = _write_one(
+        _key(student), _key(course, Course), _withdrawn(stamp.created_at), stamp
+    )
     return outcome is not Outcome.UNCHANGED
 
 
@@ -141,8 +143,8 @@ def leave(*, student: Model | int, course: Course | int, origin: Origin = UNKNOW
 
     As `unenroll()`, but what is completed stays. Raises CourseCompleted.
     """
-    stamp = stamped(origin)
-    withdraw = _withdrawn(stamp.at)
+    stamp = make_context(origin)
+    withdraw = _withdrawn(stamp.created_at)
 
     def target(row: _State | None) -> _State | None:
         if row is not None and row.status == Status.COMPLETED:
@@ -156,24 +158,24 @@ def leave(*, student: Model | int, course: Course | int, origin: Origin = UNKNOW
 def set_status(
     *, student: Model | int, course: Course | int, status: str, origin: Origin = UNKNOWN
 ) -> bool:
-    """Give an enrolment another status, and return whether this call changed it.
+    """Give an enrollment another status, and return whether this call changed it.
 
     Raises NotEnrolled where there is no row, CourseFull where a withdrawn row would
     count again and no seat is left, ValueError for a status that doesn't exist.
     """
     _require_status(status)
-    stamp = stamped(origin)
+    stamp = make_context(origin)
 
     def target(row: _State | None) -> _State | None:
         if row is None or row.status == status:
             return None
         if status == Status.WITHDRAWN:
-            return _State(status, row.enrollment_date, stamp.at)
-        return _State(status, row.enrollment_date if row.is_counted else stamp.at, None)
+            return _State(status, row.enrollment_date, stamp.created_at)
+        return _State(status, row.enrollment_date if row.is_counted else stamp.created_at, None)
 
     row, outcome = _write_one(_key(student), _key(course, Course), target, stamp)
     if row is None:
-        raise NotEnrolled("The student has no enrolment in this course: enrol them first.")
+        raise NotEnrolled("The student has no enrollment in this course: enroll them first.")
     return outcome is not Outcome.UNCHANGED
 
 
@@ -184,7 +186,7 @@ def transfer(
     target: Course | int,
     origin: Origin = UNKNOWN,
 ) -> tuple[Enrollment, bool]:
-    """Move an active enrolment; return the row in `target`, and whether this call moved it.
+    """Move an active enrollment; return the row in `target`, and whether this call moved it.
 
     The row in `source` is kept, as withdrawn. False: it was there already, and nothing
     is active in `source`. Raises NotEnrolled where there is nothing to move, CourseFull,
@@ -193,7 +195,7 @@ def transfer(
     source_key, target_key = _key(source, Course), _key(target, Course)
     if source_key == target_key:
         raise ValueError("Source and target are the same course: name two.")
-    row, outcome = _transfer(_key(student), source_key, target_key, stamped(origin))
+    row, outcome = _transfer(_key(student), source_key, target_key, make_context(origin))
     assert row is not None  # else it raises
     return row, outcome is not Outcome.UNCHANGED
 
@@ -206,10 +208,10 @@ def enroll_many(
     outcomes: bool = False,
     origin: Origin = UNKNOWN,
 ) -> BulkResult:
-    """Enrol students in the given order until the course is full; the rest are refused.
+    """Enroll students in the given order until the course is full; the rest are refused.
 
     Without `chunk_size`: all or nothing, in one transaction, which holds the course until all
-    are in. With it: that many students a transaction. Others enrol and leave in between, and
+    are in. With it: that many students a transaction. Others enroll and leave in between, and
     may take the last seats; after an error or a crash the earlier chunks are in, whole, and
     the same call again brings in the rest. Inside a caller's `atomic()` it is the caller's
     transaction that holds the course, and all goes back with it, with or without chunks.
@@ -217,8 +219,8 @@ def enroll_many(
     `outcomes` asks for the outcome of each student. Raises ValueError for a `chunk_size`
     below 1.
     """
-    stamp = stamped(origin)
-    targets = dict.fromkeys(_keys(students), _enrolled(stamp.at))
+    stamp = make_context(origin)
+    targets = dict.fromkeys(_keys(students), _enrolled(stamp.created_at))
     return _write_chunks(_key(course, Course), targets, stamp, chunk_size, outcomes)
 
 
@@ -230,12 +232,12 @@ def unenroll_many(
     outcomes: bool = False,
     origin: Origin = UNKNOWN,
 ) -> BulkResult:
-    """Withdraw students; those without an enrolment that counts are left as they are.
+    """Withdraw students; those without an enrollment that counts are left as they are.
 
     `chunk_size` and `outcomes` are those of `enroll_many()`.
     """
-    stamp = stamped(origin)
-    targets = dict.fromkeys(_keys(students), _withdrawn(stamp.at))
+    stamp = make_context(origin)
+    targets = dict.fromkeys(_keys(students), _withdrawn(stamp.created_at))
     return _write_chunks(_key(course, Course), targets, stamp, chunk_size, outcomes)
 
 
@@ -253,8 +255,8 @@ def register_many(
     `chunk_size` and `outcomes` are those of `enroll_many()`.
     Raises ValueError for a status that doesn't exist or doesn't fit the dates.
     """
-    stamp = stamped(origin)
-    targets = {_key(item.student): _registered(item, stamp.at) for item in registrations}
+    stamp = make_context(origin)
+    targets = {_key(item.student): _registered(item, stamp.created_at) for item in registrations}
     return _write_chunks(_key(course, Course), targets, stamp, chunk_size, outcomes)
 
 
@@ -266,7 +268,7 @@ def erase_student(*, student: Model | int, origin: Origin = UNKNOWN) -> int:
     """
     erased = None
     while erased is None:
-        erased = _erase(_key(student), stamped(origin))
+        erased = _erase(_key(student), make_context(origin))
     return erased
 
 
@@ -297,7 +299,7 @@ class _Row(NamedTuple):
 
 
 # By how much the counter moved for a row that was there before.
-_MOVED = {1: Outcome.TAKEN_UP, 0: Outcome.UPDATED, -1: Outcome.WITHDRAWN}
+_MOVED = {1: Outcome.REENROLLED, 0: Outcome.UPDATED, -1: Outcome.WITHDRAWN}
 
 _Outcomes = dict[Any, Outcome]  # by student, in the given order
 
@@ -338,7 +340,7 @@ def _registered(item: Registration, now: datetime) -> _Target:
         raise ValueError("A withdrawn registration has a withdrawal date, and no other has one.")
     if item.exact:
         if item.enrollment_date is None:
-            raise ValueError("An exact registration has an enrolment date.")
+            raise ValueError("An exact registration has an enrollment date.")
         state = _State(item.status, item.enrollment_date, item.withdrawal_date)
         return lambda row: None if row == state else state
 
@@ -356,7 +358,7 @@ def _state(row: Enrollment) -> _State:
     return _State(row.status, row.enrollment_date, row.withdrawal_date)
 
 
-def _enroll_now(student_key: Any, course_key: Any, stamp: Stamp) -> _WrittenOne:
+def _enroll_now(student_key: Any, course_key: Any, stamp: EventContext) -> _WrittenOne:
     # The common case in two statements, and the one of its event: the UPDATE takes the
     # course's lock, tests for a seat and moves the counter.
     if connection.features.can_defer_constraint_checks:
@@ -366,12 +368,12 @@ def _enroll_now(student_key: Any, course_key: Any, stamp: Stamp) -> _WrittenOne:
         student_id=student_key,
         course_id=course_key,
         status=Status.ACTIVE,
-        enrollment_date=stamp.at,
+        enrollment_date=stamp.created_at,
     )
     if _insert_counted(row, stamp):
         return _WrittenOne(row, Outcome.CREATED)
     # There is a row already, or no seat, or no such student or course.
-    return _write_one_now(student_key, course_key, _enrolled(stamp.at), stamp)
+    return _write_one_now(student_key, course_key, _enrolled(stamp.created_at), stamp)
 
 
 # By hand: the ORM takes longer to make up these statements than the database to do them, and
@@ -393,7 +395,7 @@ _INSERTED: list[Any] = [
 ]
 
 
-def _insert_counted(row: Enrollment, stamp: Stamp) -> bool:
+def _insert_counted(row: Enrollment, stamp: EventContext) -> bool:
     """Take a seat and insert the row with its event, or nothing; return which."""
     # Looked up once, which Django's `connection` does for each of its attributes.
     database = connections[DEFAULT_DB_ALIAS]
@@ -419,7 +421,7 @@ def _insert(cursor: Any, row: Enrollment) -> list[Any] | None:
     pre_save.send(**_sent(row))
     if (row.student_id, row.course_id, row.is_counted) != asked:
         raise DirectWriteError(
-            "A receiver of pre_save changed an enrolment's student, course or status, which moves "
+            "A receiver of pre_save changed an enrollment's student, course or status, which moves "
             "counters: call enrollments.services instead."
         )
     values = [field.get_db_prep_save(getattr(row, field.attname), cursor.db) for field in _INSERTED]
@@ -448,13 +450,15 @@ def _sent(row: Enrollment) -> dict[str, Any]:
     }
 
 
-def _write_one_now(student_key: Any, course_key: Any, target: _Target, stamp: Stamp) -> _WrittenOne:
+def _write_one_now(
+    student_key: Any, course_key: Any, target: _Target, stamp: EventContext
+) -> _WrittenOne:
     (course,) = _lock(course_key)
     return _one(course, student_key, target, stamp)
 
 
 def _one(
-    course: Course, student_key: Any, target: _Target, stamp: Stamp, moved: Any = None
+    course: Course, student_key: Any, target: _Target, stamp: EventContext, moved: Any = None
 ) -> _WrittenOne:
     rows, outcomes = _write(course, {student_key: target}, stamp, moved)
     if outcomes[student_key] is Outcome.REFUSED:
@@ -470,7 +474,9 @@ def _enrollment(course: Course, student_key: Any, row: _Row) -> Enrollment:
     return enrollment
 
 
-def _write_many_now(course_key: Any, targets: Mapping[Any, _Target], stamp: Stamp) -> _Outcomes:
+def _write_many_now(
+    course_key: Any, targets: Mapping[Any, _Target], stamp: EventContext
+) -> _Outcomes:
     (course,) = _lock(course_key)
     return _write(course, targets, stamp).outcomes
 
@@ -478,7 +484,7 @@ def _write_many_now(course_key: Any, targets: Mapping[Any, _Target], stamp: Stam
 def _write_chunks(
     course_key: Any,
     targets: Mapping[Any, _Target],
-    stamp: Stamp,
+    stamp: EventContext,
     chunk_size: int | None,
     with_outcomes: bool,
 ) -> BulkResult:
@@ -491,7 +497,7 @@ def _write_chunks(
     number = Counter(outcomes.values())
     return BulkResult(
         created=number[Outcome.CREATED],
-        taken_up=number[Outcome.TAKEN_UP],
+        reenrolled=number[Outcome.REENROLLED],
         withdrawn=number[Outcome.WITHDRAWN],
         updated=number[Outcome.UPDATED],
         unchanged=number[Outcome.UNCHANGED],
@@ -500,27 +506,29 @@ def _write_chunks(
     )
 
 
-def _transfer_now(student_key: Any, source_key: Any, target_key: Any, stamp: Stamp) -> _WrittenOne:
+def _transfer_now(
+    student_key: Any, source_key: Any, target_key: Any, stamp: EventContext
+) -> _WrittenOne:
     """Return the row in the target, and the outcome in the source."""
     courses = {course.pk: course for course in _lock(source_key, target_key)}
 
     def leave(row: _State | None) -> _State | None:
         if row is None or row.status != Status.ACTIVE:
             return None
-        return _State(Status.WITHDRAWN, row.enrollment_date, stamp.at)
+        return _State(Status.WITHDRAWN, row.enrollment_date, stamp.created_at)
 
     left = _one(courses[source_key], student_key, leave, stamp, target_key)
     if left.is_unchanged:
         there = courses[target_key]
         row = _rows_of(there, [student_key]).get(student_key)
         if row is None or not row.state.is_counted:
-            raise NotEnrolled("The student has no active enrolment in the course to leave.")
+            raise NotEnrolled("The student has no active enrollment in the course to leave.")
         return _WrittenOne(_enrollment(there, student_key, row), Outcome.UNCHANGED)
-    entered = _one(courses[target_key], student_key, _enrolled(stamp.at), stamp, source_key)
+    entered = _one(courses[target_key], student_key, _enrolled(stamp.created_at), stamp, source_key)
     return _WrittenOne(entered.row, left.outcome)
 
 
-def _erase_now(student_key: Any, stamp: Stamp) -> int | None:
+def _erase_now(student_key: Any, stamp: EventContext) -> int | None:
     """Return the number of rows erased, or None: look again, there is one more course now."""
     _require_students([student_key])
     locked = _lock(*(row.course_id for row in _rows_of_student(student_key)))
@@ -531,10 +539,10 @@ def _erase_now(student_key: Any, stamp: Stamp) -> int | None:
     if {row.course_id for row in rows} - {course.pk for course in locked}:
         return None
     courses = {course.pk: course for course in locked}
-    history.forget(events)
+    history.delete_events(events)
     for row in rows:
         _require_all(_unguarded().filter(pk=row.pk).delete()[0], [row.pk])
-        history.add(row.course_id, [Event(student_key, history.What.ERASED)], stamp)
+        history.add(row.course_id, [Event(student_key, history.Action.ERASED)], stamp)
         _move_counter(courses[row.course_id], -int(row.is_counted))
     return len(rows)
 
@@ -549,14 +557,14 @@ def _found_as_left(earlier: _WrittenOne, now: _WrittenOne) -> bool:
     )
 
 
-_enroll = in_transaction(_enroll_now, is_own_doing=_found_as_left)
-_write_one = in_transaction(_write_one_now, is_own_doing=_found_as_left)
-_write_many = in_transaction(
+_enroll = retry_transaction(_enroll_now, is_own_result=_found_as_left)
+_write_one = retry_transaction(_write_one_now, is_own_result=_found_as_left)
+_write_many = retry_transaction(
     _write_many_now,
-    is_own_doing=lambda earlier, now: {*now.values()} <= {Outcome.UNCHANGED, Outcome.REFUSED},
+    is_own_result=lambda earlier, now: {*now.values()} <= {Outcome.UNCHANGED, Outcome.REFUSED},
 )
-_transfer = in_transaction(_transfer_now, is_own_doing=_found_as_left)
-_erase = in_transaction(_erase_now, is_own_doing=lambda earlier, now: now == 0)
+_transfer = retry_transaction(_transfer_now, is_own_result=_found_as_left)
+_erase = retry_transaction(_erase_now, is_own_result=lambda earlier, now: now == 0)
 
 
 def _lock(*course_keys: Any) -> list[Course]:
@@ -570,7 +578,7 @@ def _lock(*course_keys: Any) -> list[Course]:
 
 def _rows_of(course: Course, student_keys: Sequence[Any]) -> dict[Any, _Row]:
     rows = _unguarded().filter(course=course).values_list("student_id", "pk", *_State._fields)
-    if len(student_keys) > bulk.CHUNK and reads_are_current():
+    if len(student_keys) > bulk.CHUNK and reads_latest_rows():
         # Most of a course is read faster whole than looked for. One more than there are
         # students: it has more rows than that.
         found = list(rows[: len(student_keys) + 1])
@@ -579,16 +587,16 @@ def _rows_of(course: Course, student_keys: Sequence[Any]) -> dict[Any, _Row]:
     return {
         key: _Row(pk, _State(*state))
         for keys in chunks(student_keys)
-        for key, pk, *state in current(rows.filter(student__in=keys))
+        for key, pk, *state in with_latest_rows(rows.filter(student__in=keys))
     }
 
 
 def _rows_of_student(student_key: Any) -> list[Enrollment]:
-    return list(current(_unguarded().filter(student=student_key)))
+    return list(with_latest_rows(_unguarded().filter(student=student_key)))
 
 
 def _write(
-    course: Course, targets: Mapping[Any, _Target], stamp: Stamp, moved: Any = None
+    course: Course, targets: Mapping[Any, _Target], stamp: EventContext, moved: Any = None
 ) -> _Written:
     """Bring the rows of a locked course to their targets, its counter and history with them.
 
@@ -614,7 +622,7 @@ def _write(
             REFUSALS.inc()
             continue
         delta += move
-        what = history.what(before and before.status, state.status, is_move=moved is not None)
+        what = history.action_for(before and before.status, state.status, is_move=moved is not None)
         done[student_key] = what
         if row is None or before is None:
             outcomes[student_key] = Outcome.CREATED
@@ -735,5 +743,5 @@ def _listed(keys: Iterable[Any], most: int = 5) -> str:
 
 
 def _unguarded() -> QuerySet:
-    """Enrolment rows without the door that keeps everybody else from writing them."""
+    """Enrollment rows without the door that keeps everybody else from writing them."""
     return QuerySet(Enrollment)

@@ -1,4 +1,4 @@
-"""What students do with their own enrolments."""
+"""What students do with their own enrollments."""
 
 from collections.abc import Callable
 from typing import Any
@@ -63,7 +63,7 @@ def _leave(request: HttpRequest, course: Course, student: Model) -> None:
 
 
 def _by(student: Any) -> Origin:
-    return Origin(Source.PAGE, student.get_username())
+    return Origin(Source.WEBSITE, student.get_username())
 
 
 @never_cache

@@ -11,10 +11,10 @@ from enrollments.api import router as enrollments
 from project.errors import busy
 
 api = NinjaAPI(
-    title="Live enrolment counts",
+    title="Live enrollment counts",
     version="1",
     description="Courses with the number of their students as it is stored at this moment, and "
-    "enrolment of the student who is signed in.",
+    "enrollment of the student who is signed in.",
     docs_url=None,  # it would load scripts from elsewhere
     urls_namespace="api",
 )

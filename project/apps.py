@@ -1,5 +1,5 @@
 from django.contrib.admin.apps import AdminConfig
 
 
-class LargeTablesAdminConfig(AdminConfig):
-    default_site = "project.large_tables.Site"
+class CatalogAdminConfig(AdminConfig):
+    default_site = "project.admin.CatalogAdminSite"

@@ -112,7 +112,7 @@ INSTALLED_APPS = [
     "courses",
     "enrollments",
     "axes",
-    "project.apps.LargeTablesAdminConfig",
+    "project.apps.CatalogAdminConfig",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
@@ -163,7 +163,7 @@ AUTH_PASSWORD_VALIDATORS = [
         "NumericPasswordValidator",
     )
 ]
-LANGUAGE_CODE = "en-gb"
+LANGUAGE_CODE = "en-us"
 TIME_ZONE = "UTC"
 USE_TZ = True
 
@@ -175,7 +175,7 @@ WHITENOISE_USE_FINDERS = True
 # Signing in ------------------------------------------------------------------
 
 LOGIN_URL = "sign-in"
-LOGIN_REDIRECT_URL = LOGOUT_REDIRECT_URL = "catalogue"
+LOGIN_REDIRECT_URL = LOGOUT_REDIRECT_URL = "catalog"
 AUTHENTICATION_BACKENDS = [
     "project.accounts.SignInLimit",
     "django.contrib.auth.backends.ModelBackend",

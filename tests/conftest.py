@@ -14,8 +14,8 @@ from django.db import connection
 from django.test import Client, override_settings
 
 from courses.models import Course
-from tests.commands import NOBODY
-from tests.proxy import Wire, wire_to
+from tests.support.commands import NOBODY
+from tests.support.proxy import TCPProxy, tcp_proxy_to
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -98,12 +98,12 @@ def staff_client(client: Client, django_user_model: Any) -> Client:
 
 
 @pytest.fixture
-def wire() -> Iterator[Wire]:
+def wire() -> Iterator[TCPProxy]:
     """The test's own connection to the database, through something that can cut it."""
     settings = connection.settings_dict
     before = settings["HOST"], settings["PORT"]
     connection.close()
-    with wire_to(before[0], int(before[1])) as wire:
+    with tcp_proxy_to(before[0], int(before[1])) as wire:
         settings["HOST"], settings["PORT"] = "127.0.0.1", wire.port
         yield wire
         connection.close()
@@ -127,7 +127,7 @@ def connected_to(url: str) -> Iterator[None]:
 
 
 @contextmanager
-def database_away(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def unreachable_database(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nobody answers where the database was."""
     connection.close()
     with monkeypatch.context() as patch:

@@ -5,7 +5,7 @@ from datetime import date
 
 from django.core.management.base import CommandParser
 
-from courses.management.one_line import OneLineErrorCommand
+from courses.management.base import AppCommand
 
 
 def add_start_argument(parser: CommandParser) -> None:
@@ -29,6 +29,6 @@ def _first_day(given: str) -> tuple[str, date]:
     try:
         return presentation, date.fromisoformat(day)
     except ValueError:
-        raise OneLineErrorCommand.bad_input(
+        raise AppCommand.usage_error(
             f"--start takes PRESENTATION=YYYY-MM-DD, not {given!r}."
         ) from None

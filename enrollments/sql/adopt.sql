@@ -1,4 +1,4 @@
--- Takes over the courses and enrolments of an older system, for the mariadb client. Both
+-- Takes over the courses and enrollments of an older system, for the mariadb client. Both
 -- systems' tables are in one database, and users in auth_user (see docs/adoption.md):
 --
 --     mariadb --table DATABASE < enrollments/sql/adopt.sql
@@ -71,7 +71,7 @@ FROM adopt_named AS named
 WHERE NOT EXISTS (SELECT 1 FROM courses_course AS there WHERE there.id = named.id)
     AND NOT EXISTS (SELECT 1 FROM courses_course AS there WHERE there.slug = named.slug);
 
--- What now has the id may be another course: then neither it nor its enrolments are touched.
+-- What now has the id may be another course: then neither it nor its enrollments are touched.
 DELETE named FROM adopt_named AS named
 LEFT JOIN courses_course AS there ON there.id = named.id AND there.slug = named.slug
 WHERE there.id IS NULL;
@@ -89,7 +89,7 @@ FROM adopt_course AS old
 JOIN adopt_named AS named ON named.id = old.id
 WHERE CHAR_LENGTH(old.title) > 200;
 
--- 3. Enrolments, a course at a time: lock the course, write its rows, then set its counter in
+-- 3. Enrollments, a course at a time: lock the course, write its rows, then set its counter in
 --    a statement of its own, as the services do. Row and counter are committed together.
 
 DELIMITER //
@@ -148,7 +148,7 @@ DELIMITER ;
 -- 4. What became of each old row. The numbers add up to those of the old table.
 
 INSERT INTO adopt_report (what, old_id, reason)
-SELECT 'enrolment', old.id,
+SELECT 'enrollment', old.id,
     CASE
         WHEN old.status IS NULL THEN 'unknown status'
         WHEN student.id IS NULL THEN 'no such student'
@@ -160,23 +160,23 @@ LEFT JOIN adopt_named AS named ON named.id = old.course_id
 WHERE old.status IS NULL OR student.id IS NULL OR named.id IS NULL;
 
 INSERT INTO adopt_report (what, old_id, reason)
-SELECT 'enrolment', old.id, 'one with another row of this student and course'
+SELECT 'enrollment', old.id, 'one with another row of this student and course'
 FROM adopt_enrollment AS old
 JOIN (
     SELECT good.student_id, good.course_id, MIN(good.id) AS kept
     FROM adopt_enrollment AS good
-    LEFT JOIN adopt_report AS refused ON refused.what = 'enrolment' AND refused.old_id = good.id
+    LEFT JOIN adopt_report AS refused ON refused.what = 'enrollment' AND refused.old_id = good.id
     WHERE refused.old_id IS NULL
     GROUP BY good.student_id, good.course_id
     HAVING COUNT(*) > 1
 ) AS several ON several.student_id = old.student_id AND several.course_id = old.course_id
-LEFT JOIN adopt_report AS refused ON refused.what = 'enrolment' AND refused.old_id = old.id
+LEFT JOIN adopt_report AS refused ON refused.what = 'enrollment' AND refused.old_id = old.id
 WHERE refused.old_id IS NULL AND old.id <> several.kept;
 
 INSERT INTO adopt_report (what, old_id, reason)
 SELECT 'date', old.id, 'none: taken with the date of the day, unless another row has one'
 FROM adopt_enrollment AS old
-LEFT JOIN adopt_report AS refused ON refused.what = 'enrolment' AND refused.old_id = old.id
+LEFT JOIN adopt_report AS refused ON refused.what = 'enrollment' AND refused.old_id = old.id
 WHERE refused.old_id IS NULL AND NULLIF(old.created_at, '0000-00-00') IS NULL;
 
 SELECT what, reason, COUNT(*) AS number, MIN(old_id) AS first_id
@@ -188,7 +188,7 @@ SELECT
     (SELECT COUNT(*) FROM adopt_course) AS old_courses,
     (SELECT COUNT(*) FROM adopt_named) AS courses_here,
     (SELECT COUNT(*) FROM adopt_enrollment) AS old_rows,
-    (SELECT COUNT(*) FROM adopt_report WHERE what = 'enrolment') AS reported,
+    (SELECT COUNT(*) FROM adopt_report WHERE what = 'enrollment') AS reported,
     (
         SELECT COUNT(*) FROM enrollments_enrollment AS there
         WHERE EXISTS (

@@ -27,9 +27,9 @@ FROM (
         CAST(course.total_enrollments AS SIGNED) AS stored,
         (
             SELECT COUNT(*)
-            FROM enrollments_enrollment AS enrolment
-            WHERE enrolment.course_id = course.id
-                AND enrolment.status IN ('active', 'completed')
+            FROM enrollments_enrollment AS enrollment
+            WHERE enrollment.course_id = course.id
+                AND enrollment.status IN ('active', 'completed')
         ) AS counted
     FROM courses_course AS course
 ) AS seen
@@ -60,9 +60,9 @@ UPDATE rebuild_counts_drifted AS drifted
 STRAIGHT_JOIN courses_course AS course FORCE INDEX (PRIMARY) ON course.id = drifted.course_id
 SET course.total_enrollments = (
     SELECT COUNT(*)
-    FROM enrollments_enrollment AS enrolment
-    WHERE enrolment.course_id = drifted.course_id
-        AND enrolment.status IN ('active', 'completed')
+    FROM enrollments_enrollment AS enrollment
+    WHERE enrollment.course_id = drifted.course_id
+        AND enrollment.status IN ('active', 'completed')
 )
 WHERE @rebuild_counts_locked > 0;
 
@@ -91,9 +91,9 @@ FROM (
         CAST(course.total_enrollments AS SIGNED) AS stored,
         (
             SELECT COUNT(*)
-            FROM enrollments_enrollment AS enrolment
-            WHERE enrolment.course_id = course.id
-                AND enrolment.status IN ('active', 'completed')
+            FROM enrollments_enrollment AS enrollment
+            WHERE enrollment.course_id = course.id
+                AND enrollment.status IN ('active', 'completed')
         ) AS counted
     FROM courses_course AS course
 ) AS seen

@@ -5,14 +5,14 @@ from typing import Any
 from django.core.management.base import CommandParser
 from tqdm import tqdm
 
-from courses.ledger import recorded
-from courses.management.one_line import OneLineErrorCommand
+from courses.counts.audit import run_audit
+from courses.counts.drift import BATCH_SIZE, Batch, Drift
+from courses.management.base import AppCommand
+from courses.managers import CourseQuerySet
 from courses.models import CountRun, Course
-from courses.querysets import CourseQuerySet
-from courses.rebuild import BATCH_SIZE, Batch, Drift
 
 
-class Command(OneLineErrorCommand):
+class Command(AppCommand):
     help = (
         "Corrects the stored counts that differ from the rows, while the site stays busy. "
         "Counts drift when something writes to the tables past this project: an SQL client, "
@@ -70,23 +70,23 @@ class Command(OneLineErrorCommand):
         **options: Any,
     ) -> None:
         courses = self._courses(course_ids, start_id)
-        found = looked_at = 0
+        found = courses_checked = 0
         # Counted only for whom it is shown to: a million courses take their time.
         asked = Course.objects if courses is None else courses
         total = asked.count() if self.stderr.isatty() else None
         with self.progress(total=total, unit="course") as bar:
 
             def batch_done(batch: Batch) -> None:
-                nonlocal looked_at
-                looked_at += batch.looked_at
-                bar.update(batch.looked_at)
+                nonlocal courses_checked
+                courses_checked += batch.courses_checked
+                bar.update(batch.courses_checked)
                 if verbosity > 1 and not as_json:
                     with tqdm.external_write_mode():
                         self.stdout.write(self._batch(batch, check=check))
 
-            for drift in recorded(
+            for drift in run_audit(
                 kind=CountRun.Kind.CHECK if check else CountRun.Kind.REBUILD,
-                by=f"rebuild_counts by {self.account()}",
+                actor=f"rebuild_counts by {self.account()}",
                 # Else it says so itself, on standard output.
                 alarm=not verbosity,
                 courses=courses,
@@ -98,7 +98,7 @@ class Command(OneLineErrorCommand):
                 with tqdm.external_write_mode():
                     self.stdout.write(self._line(drift, check=check, as_json=as_json))
         if not as_json and verbosity:
-            self.stdout.write(self._summary(looked_at, found, check=check))
+            self.stdout.write(self._summary(courses_checked, found, check=check))
         if check and found:
             sys.exit(1)
 
@@ -116,7 +116,7 @@ class Command(OneLineErrorCommand):
         if unknown := sorted(ids - known.keys()):
             more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
             listed = ", ".join(map(str, unknown[:5]))
-            raise self.bad_input(f"There is no course with the id {listed}{more}.")
+            raise self.usage_error(f"There is no course with the id {listed}{more}.")
         return Course.objects.filter(pk__in=ids)
 
     def _whole_number(self, value: str | int, option: str) -> int:
@@ -125,7 +125,7 @@ class Command(OneLineErrorCommand):
         except ValueError:
             number = 0
         if not 0 < number < 2**63:
-            raise self.bad_input(f"{option} takes whole numbers from 1 on, not {value!r}.")
+            raise self.usage_error(f"{option} takes whole numbers from 1 on, not {value!r}.")
         return number
 
     def _seconds(self, value: str | float) -> float:
@@ -134,11 +134,11 @@ class Command(OneLineErrorCommand):
         except ValueError:
             seconds = -1.0
         if not 0 <= seconds <= 86_400:
-            raise self.bad_input(f"--pause takes seconds from 0 to 86400, not {value!r}.")
+            raise self.usage_error(f"--pause takes seconds from 0 to 86400, not {value!r}.")
         return seconds
 
     def _batch(self, batch: Batch, *, check: bool) -> str:
-        seen = f"Courses {batch.first_id} to {batch.last_id}: {batch.looked_at} looked at"
+        seen = f"Courses {batch.first_id} to {batch.last_id}: {batch.courses_checked} looked at"
         if check:
             return f"{seen}, {batch.drifted} drifted"
         return f"{seen}, {batch.drifted} corrected, locked for {batch.locked_for:.3f} s at most"
@@ -163,8 +163,8 @@ class Command(OneLineErrorCommand):
         )
         return line if check else f"{line}: corrected"
 
-    def _summary(self, looked_at: int, found: int, *, check: bool) -> str:
-        courses = f"{looked_at} course{'' if looked_at == 1 else 's'} looked at"
+    def _summary(self, courses_checked: int, found: int, *, check: bool) -> str:
+        courses = f"{courses_checked} course{'' if courses_checked == 1 else 's'} looked at"
         if not found:
             return self.style.SUCCESS(f"{courses}: all counts are right.")
         if check:

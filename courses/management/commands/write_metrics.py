@@ -10,15 +10,15 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from courses.health import health
-from courses.management.one_line import OneLineErrorCommand
+from courses.counts.status import health
+from courses.management.base import AppCommand
 from courses.models import Course
 
 
-class Command(OneLineErrorCommand):
+class Command(AppCommand):
     help = (
         "Writes what Prometheus' node exporter reads from a text file: what the last check "
-        "found, the number of enrolments, and the counters of the site's processes. Looks into "
+        "found, the number of enrollments, and the counters of the site's processes. Looks into "
         "the ledger and checks nothing itself."
     )
 
@@ -49,7 +49,7 @@ class Command(OneLineErrorCommand):
         with self.output(output) as file:
             file.write(text)
         if error:
-            raise self.bad_input(error)
+            raise self.usage_error(error)
 
 
 class _Counts(Collector):

@@ -3,14 +3,14 @@ from typing import Any
 from django.contrib.auth import get_user_model
 from django.core.management.base import CommandParser
 
-from courses.management.one_line import OneLineErrorCommand
+from courses.management.base import AppCommand
 from enrollments.history import Origin
 from enrollments.services import erase_student
 
 
-class Command(OneLineErrorCommand):
+class Command(AppCommand):
     help = (
-        "Deletes all enrolments of a student with their history, for deletion requests. The "
+        "Deletes all enrollments of a student with their history, for deletion requests. The "
         "user is kept, and can be deleted afterwards."
     )
 
@@ -22,10 +22,10 @@ class Command(OneLineErrorCommand):
         # MariaDB finds anna for ANNA; what is deleted must have been named.
         found = users.filter(username=username).first()
         if found is None or found.get_username() != username:
-            raise self.bad_input(f"There is no user {username!r}: nothing was erased.")
+            raise self.usage_error(f"There is no user {username!r}: nothing was erased.")
         erased = erase_student(student=found, origin=Origin(actor=self.account()))
         if verbosity:
             self.stdout.write(
-                f"Erased {erased} enrolment{'' if erased == 1 else 's'} of {username}. "
+                f"Erased {erased} enrollment{'' if erased == 1 else 's'} of {username}. "
                 "The user itself can be deleted in the admin now."
             )

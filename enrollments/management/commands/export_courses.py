@@ -3,11 +3,11 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
-from courses.management.one_line import OneLineErrorCommand
-from enrollments.exporting import export_courses
+from courses.management.base import AppCommand
+from enrollments.exchange.exporter import export_courses
 
 
-class Command(OneLineErrorCommand):
+class Command(AppCommand):
     help = "Writes all courses as CSV, each with its stored count, its true count and its drift."
 
     def add_arguments(self, parser: CommandParser) -> None:

@@ -3,14 +3,14 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
-from courses.management.one_line import OneLineErrorCommand
-from enrollments.exporting import FORMATS, InexpressibleRow, export_enrollments
+from courses.management.base import AppCommand
+from enrollments.exchange.exporter import FORMATS, InexpressibleRow, export_enrollments
 from enrollments.management.starts import add_start_argument, first_days
 
 
-class Command(OneLineErrorCommand):
+class Command(AppCommand):
     help = (
-        "Writes all enrolments as CSV, in a format that import_enrollments reads. Others may "
+        "Writes all enrollments as CSV, in a format that import_enrollments reads. Others may "
         "write meanwhile: each row is as it was when its turn came."
     )
 
@@ -39,6 +39,6 @@ class Command(OneLineErrorCommand):
                     file=file, format_name=format_name, starts=days, school=school
                 )
         except InexpressibleRow as error:
-            raise self.bad_input(f"{format_name} can't say this: {error}.") from error
+            raise self.usage_error(f"{format_name} can't say this: {error}.") from error
         if output and verbosity:
-            self.stdout.write(f"{number} enrolments written to {output}.")
+            self.stdout.write(f"{number} enrollments written to {output}.")

@@ -9,17 +9,17 @@ from typing import Any
 from django.core.management.base import CommandParser
 from tqdm import tqdm
 
-from courses.management.one_line import OneLineErrorCommand
-from enrollments.files import Refused, UnreadableFile, enrollment_file
-from enrollments.importing import Summary, import_file
+from courses.management.base import AppCommand
+from enrollments.exchange.importer import Summary, import_file
+from enrollments.exchange.reader import Refused, UnreadableFile, enrollment_file
 from enrollments.management.starts import add_start_argument, first_days
 
 
-class Command(OneLineErrorCommand):
+class Command(AppCommand):
     help = (
-        "Imports enrolments from a Canvas or OneRoster enrollments.csv, or from the Open "
+        "Imports enrollments from a Canvas or OneRoster enrollments.csv, or from the Open "
         "University's studentRegistration.csv: makes courses and students as needed, sets each "
-        "enrolment to what the file says, and leaves alone what the file lacks. Run again, it "
+        "enrollment to what the file says, and leaves alone what the file lacks. Run again, it "
         "changes nothing. Exit status: 0 all rows are applied, 1 some were refused, 2 the file "
         "can't be read, or something broke off: what is in stays, and the next run does the rest."
     )
@@ -77,12 +77,12 @@ class Command(OneLineErrorCommand):
                     dry_run=dry_run,
                     existing_only=existing_only,
                     expect=bar.reset,
-                    looked_at=bar.update,
+                    on_progress=bar.update,
                 )
         except UnreadableFile as error:
-            raise self.bad_input(str(error)) from error
+            raise self.usage_error(str(error)) from error
         except sqlite3.Error as error:
-            raise self.bad_input(
+            raise self.usage_error(
                 f"The rows have no room in a temporary file ({error}): make room, or name "
                 "another folder in SQLITE_TMPDIR, and call again."
             ) from error
@@ -112,15 +112,15 @@ class Command(OneLineErrorCommand):
         try:
             "".encode(encoding or "utf-8")
         except LookupError:
-            raise self.bad_input(
+            raise self.usage_error(
                 f"--encoding takes a name like cp1252, not {encoding!r}."
             ) from None
 
     def _told(self, done: Summary, *, dry_run: bool) -> str:
         parts = [
             f"{done.courses_made} courses and {done.students_made} students made",
-            f"{done.created} enrolments created",
-            f"{done.taken_up} taken up again",
+            f"{done.created} enrollments created",
+            f"{done.reenrolled} taken up again",
             f"{done.withdrawn} withdrawn",
             f"{done.updated} updated",
             f"{done.unchanged} unchanged",

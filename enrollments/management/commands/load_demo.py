@@ -8,7 +8,7 @@ from django.core.management.base import CommandParser
 from django.db import IntegrityError, transaction
 from django.utils.text import slugify
 
-from courses.management.one_line import OneLineErrorCommand
+from courses.management.base import AppCommand
 from courses.models import Course, Subject
 from enrollments.history import Origin
 from enrollments.models import Enrollment
@@ -31,9 +31,9 @@ NAME = PASSWORD = "admin"
 ORIGIN = Origin(actor="load_demo")
 
 
-class Command(OneLineErrorCommand):
+class Command(AppCommand):
     help = (
-        "Fills an empty database with a demo catalogue, made through the services, and a "
+        "Fills an empty database with a demo catalog, made through the services, and a "
         f"superuser {NAME}. Does nothing where there are courses. For trying only: needs DEBUG."
     )
 
@@ -43,13 +43,13 @@ class Command(OneLineErrorCommand):
 
     def handle(self, *, seed: int, students: int, **options: Any) -> None:
         if not settings.DEBUG:
-            raise self.bad_input("Demo data has a well-known password: set DEBUG=1 to load it.")
+            raise self.usage_error("Demo data has a well-known password: set DEBUG=1 to load it.")
         if students < 1:
-            raise self.bad_input(f"--students takes whole numbers from 1 on, not {students}.")
+            raise self.usage_error(f"--students takes whole numbers from 1 on, not {students}.")
         try:
             self._load(random.Random(seed), students)
         except IntegrityError as error:
-            raise self.bad_input(
+            raise self.usage_error(
                 f"The demo data clashes with what is there ({error.args[-1]}): nothing was loaded."
             ) from error
         admin = get_user_model().objects.filter(username=NAME).first()
@@ -74,7 +74,7 @@ class Command(OneLineErrorCommand):
         courses = self._courses(rng)
         with self.progress(total=len(courses), unit="course") as bar:
             for rank, course in enumerate(courses, start=1):
-                # As in real catalogues, a few courses have most of the students.
+                # As in real catalogs, a few courses have most of the students.
                 wanting = rng.sample(students, k=max(1, len(students) * 6 // (rank * 10)))
                 self._fill(rng, course, wanting)
                 bar.update()
