@@ -42,8 +42,8 @@ def write(file: BinaryIO, *, rows: int) -> dict[str, int]:
             "section": f"COURSE-{course:05}-{number % 3}",
         }
         if kind == 99:
-            line = BAD[expected["refused"] % len(BAD)].format(**row)
-            outcome = "refused"
+            line = BAD[expected["rejected"] % len(BAD)].format(**row)
+            outcome = "rejected"
         elif kind == 50:
             line = "{course},{user},teacher,{section},active\n".format(**row)
             outcome = "passed_over"

@@ -79,11 +79,8 @@ def with_latest_rows(rows: QuerySet) -> QuerySet:
 
 
 def retry_transaction(
-    function: Callable[P, T],
-    *,
-    is_own_result: Callable[[T, T], bool] | None = None,
-    idempotent: bool = True,
-) -> Callable[P, T]:
+    *, is_own_result: Callable[[T, T], bool] | None = None, idempotent: bool = True
+) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Run `function` in one transaction on the default database, whole or not at all.
 
     Conflicts and lost connections are tried again, up to ATTEMPTS times within GIVE_UP_AFTER
@@ -97,22 +94,25 @@ def retry_transaction(
     did; then the earlier result is returned.
     """
 
-    @wraps(function)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-        _forget_dead_connection()
-        if _is_somebody_elses():
-            with transaction.atomic():
-                return function(*args, **kwargs)
-        call = _Call(partial(function, *args, **kwargs), idempotent)
-        try:
-            result = call.attempt()
-        except Exception as error:
-            result = call.repeat_after(error)
-        if is_own_result and call.unanswered and is_own_result(call.unanswered[-1], result):
-            return call.unanswered[-1]
-        return result
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        @wraps(function)
+        def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+            _forget_dead_connection()
+            if _is_somebody_elses():
+                with transaction.atomic():
+                    return function(*args, **kwargs)
+            call = _Call(partial(function, *args, **kwargs), idempotent)
+            try:
+                result = call.attempt()
+            except Exception as error:
+                result = call.repeat_after(error)
+            if is_own_result and call.unanswered and is_own_result(call.unanswered[-1], result):
+                return call.unanswered[-1]
+            return result
 
-    return wrapper
+        return wrapper
+
+    return decorate
 
 
 class _Call(Generic[T]):

@@ -77,7 +77,7 @@ class Outcome(StrEnum):
     WITHDRAWN = "withdrawn"  # a row that no longer counts
     UPDATED = "updated"  # another status or other dates; counts as it did
     UNCHANGED = "unchanged"
-    REFUSED = "refused"  # no seat
+    REJECTED = "rejected"  # no seat
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class BulkResult:
     withdrawn: int = 0
     updated: int = 0
     unchanged: int = 0
-    refused: tuple[Any, ...] = ()  # keys of the students without a seat, in the given order
+    rejected: tuple[Any, ...] = ()  # keys of the students without a seat, in the given order
     # By the student's key, in the given order; None where it was not asked for.
     outcomes: Mapping[Any, Outcome] | None = field(default=None, repr=False)
 
@@ -102,7 +102,7 @@ class BulkResult:
 class Registration:
     """What `register_many()` makes of one student's row. Dates are aware datetimes.
 
-    Not `exact`: a row of that status keeps its dates. Otherwise a date that is None stays
+    Not `overwrite_dates`: a row of that status keeps its dates. Otherwise a date that is None stays
     as the row has it, and is now where it has none.
     """
 
@@ -110,7 +110,7 @@ class Registration:
     enrollment_date: datetime | None
     withdrawal_date: datetime | None = None
     status: str = Status.ACTIVE
-    exact: bool = True
+    overwrite_dates: bool = True
 
 
 def enroll(
@@ -336,9 +336,9 @@ def _registered(item: Registration, now: datetime) -> _Target:
     _require_status(item.status)
     is_withdrawn = item.status == Status.WITHDRAWN
     has_date = item.withdrawal_date is not None
-    if has_date != is_withdrawn and (has_date or item.exact):
+    if has_date != is_withdrawn and (has_date or item.overwrite_dates):
         raise ValueError("A withdrawn registration has a withdrawal date, and no other has one.")
-    if item.exact:
+    if item.overwrite_dates:
         if item.enrollment_date is None:
             raise ValueError("An exact registration has an enrollment date.")
         state = _State(item.status, item.enrollment_date, item.withdrawal_date)
@@ -461,7 +461,7 @@ def _one(
     course: Course, student_key: Any, target: _Target, stamp: EventContext, moved: Any = None
 ) -> _WrittenOne:
     rows, outcomes = _write(course, {student_key: target}, stamp, moved)
-    if outcomes[student_key] is Outcome.REFUSED:
+    if outcomes[student_key] is Outcome.REJECTED:
         raise CourseFull(course)
     row = rows.get(student_key)
     return _WrittenOne(row and _enrollment(course, student_key, row), outcomes[student_key])
@@ -501,7 +501,7 @@ def _write_chunks(
         withdrawn=number[Outcome.WITHDRAWN],
         updated=number[Outcome.UPDATED],
         unchanged=number[Outcome.UNCHANGED],
-        refused=tuple(key for key, outcome in outcomes.items() if outcome is Outcome.REFUSED),
+        rejected=tuple(key for key, outcome in outcomes.items() if outcome is Outcome.REJECTED),
         outcomes=outcomes if with_outcomes else None,
     )
 
@@ -557,14 +557,13 @@ def _found_as_left(earlier: _WrittenOne, now: _WrittenOne) -> bool:
     )
 
 
-_enroll = retry_transaction(_enroll_now, is_own_result=_found_as_left)
-_write_one = retry_transaction(_write_one_now, is_own_result=_found_as_left)
+_enroll = retry_transaction(is_own_result=_found_as_left)(_enroll_now)
+_write_one = retry_transaction(is_own_result=_found_as_left)(_write_one_now)
 _write_many = retry_transaction(
-    _write_many_now,
-    is_own_result=lambda earlier, now: {*now.values()} <= {Outcome.UNCHANGED, Outcome.REFUSED},
-)
-_transfer = retry_transaction(_transfer_now, is_own_result=_found_as_left)
-_erase = retry_transaction(_erase_now, is_own_result=lambda earlier, now: now == 0)
+    is_own_result=lambda earlier, now: {*now.values()} <= {Outcome.UNCHANGED, Outcome.REJECTED}
+)(_write_many_now)
+_transfer = retry_transaction(is_own_result=_found_as_left)(_transfer_now)
+_erase = retry_transaction(is_own_result=lambda earlier, now: now == 0)(_erase_now)
 
 
 def _lock(*course_keys: Any) -> list[Course]:
@@ -618,7 +617,7 @@ def _write(
             continue
         move = state.is_counted - (before is not None and before.is_counted)
         if move > 0 and delta + move > free:
-            outcomes[student_key] = Outcome.REFUSED
+            outcomes[student_key] = Outcome.REJECTED
             REFUSALS.inc()
             continue
         delta += move

@@ -219,7 +219,7 @@ def retry_on_conflict(
         if request.method != "POST":
             return view(request, *args, **kwargs)
         try:
-            return retry_transaction(attempt, idempotent=False)(request, *args, **kwargs)
+            return retry_transaction(idempotent=False)(attempt)(request, *args, **kwargs)
         except OperationalError as error:
             if not is_transient(error):
                 raise

@@ -208,6 +208,7 @@ class _Entry:
             drift=drift.drift,
             corrected=self.run.kind == CountRun.Kind.REBUILD,
             found_at=timezone.now(),
+            last_seen_at=timezone.now(),
         )
 
     def _alarm(self) -> None:
@@ -251,7 +252,7 @@ class _Entry:
         if self._is_given_up:
             return
         try:
-            retry_transaction(work, idempotent=False)()
+            retry_transaction(idempotent=False)(work)()
         except (Error, OverflowError) as error:  # SQLite's columns hold more than its sums
             self._is_given_up = True
             said = " ".join(str(part) for part in error.args[-1:])

@@ -147,7 +147,8 @@ class _Corrected(NamedTuple):
     locked_at: float
 
 
-def _correct_now(course_keys: Sequence[int]) -> _Corrected:
+@retry_transaction(is_own_result=lambda earlier, now: not now.courses)
+def _correct(course_keys: Sequence[int]) -> _Corrected:
     courses = Course.objects.filter(pk__in=course_keys).order_by("pk")
     locked_at = time.monotonic()  # the first of them; the others may have to be waited for
     before = list(courses.select_for_update())
@@ -159,9 +160,6 @@ def _correct_now(course_keys: Sequence[int]) -> _Corrected:
         for course in before
     ]
     return _Corrected([course for course in found if course.drift], locked_at)
-
-
-_correct = retry_transaction(_correct_now, is_own_result=lambda earlier, now: not now.courses)
 
 
 def recount_locked(course_keys: Sequence[int]) -> None:

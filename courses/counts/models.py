@@ -77,6 +77,8 @@ class CountDiscrepancy(models.Model):
     drift = models.BigIntegerField()
     corrected = models.BooleanField(help_text="No: a check has found it, and changed nothing.")
     found_at = models.DateTimeField()
+    last_seen_at = models.DateTimeField()
+    resolved_at = models.DateTimeField(null=True, blank=True, db_index=True)
 
     class Meta:
         verbose_name = "drift found"

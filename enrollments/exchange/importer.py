@@ -32,7 +32,7 @@ class Summary:
     updated: int = 0
     unchanged: int = 0
     passed_over: int = 0  # about others than students
-    refused: int = 0
+    rejected: int = 0
     courses_made: int = 0
     students_made: int = 0
 
@@ -67,14 +67,16 @@ def import_file(
     with closing(_Spool()) as spool:
         total = spool.fill(_good_rows(file, summary, refuse))
         for repeated in spool.without_repeated(file):
-            summary.refused += 1
+            summary.rejected += 1
             total -= 1
             refuse(repeated)
         expect(total)
         for _, rows in groupby(spool.deciding_rows(), key=lambda row: row.course):
             course_made, moved = False, 0
             for chunk in _chunks(rows):
-                done = _register(chunk, file.format.exact, existing_only, dry_run, moved, origin)
+                done = _register(
+                    chunk, file.format.overwrite_dates, existing_only, dry_run, moved, origin
+                )
                 for row in chunk:
                     summary.count(done.outcomes[row.student])
                     if reason := done.reasons.get(row.student):
@@ -101,7 +103,7 @@ def _good_rows(
         elif isinstance(row, PassedOver):
             summary.passed_over += 1
         else:
-            summary.refused += 1
+            summary.rejected += 1
             refuse(row)
 
 
@@ -225,16 +227,17 @@ class _Done(NamedTuple):
 
     @property
     def changed_nothing(self) -> bool:
-        return {*self.outcomes.values()} <= {Outcome.UNCHANGED, Outcome.REFUSED}
+        return {*self.outcomes.values()} <= {Outcome.UNCHANGED, Outcome.REJECTED}
 
 
 class _NoCourse(Exception):
     """There is no course to register students in; the message says why."""
 
 
-def _register_now(
+@retry_transaction(is_own_result=lambda earlier, now: now.changed_nothing)
+def _register(
     rows: list[Row],
-    exact: bool,
+    overwrite_dates: bool,
     existing_only: bool,
     dry_run: bool,
     moved: int,
@@ -246,7 +249,7 @@ def _register_now(
         course, course_made = _course(rows[0], existing_only)
     except _NoCourse as error:
         names = [row.student for row in rows]
-        refused = dict.fromkeys(names, Outcome.REFUSED)
+        refused = dict.fromkeys(names, Outcome.REJECTED)
         return _Done(refused, dict.fromkeys(names, str(error)), set(), False, moved)
     students, students_made = _students([row.student for row in rows], existing_only)
     if dry_run:
@@ -259,7 +262,7 @@ def _register_now(
                 enrollment_date=row.enrollment_date,
                 withdrawal_date=row.withdrawal_date,
                 status=row.status,
-                exact=exact,
+                overwrite_dates=overwrite_dates,
             )
             for row in rows
             if row.student in students
@@ -273,7 +276,7 @@ def _register_now(
         moved -= before
         transaction.set_rollback(True)
     by_name = {
-        row.student: outcomes.get(students.get(row.student), Outcome.REFUSED) for row in rows
+        row.student: outcomes.get(students.get(row.student), Outcome.REJECTED) for row in rows
     }
     nobody = "there is no user {}" if existing_only else _SPELLED_OTHERWISE
     reasons = {
@@ -281,12 +284,10 @@ def _register_now(
         if name in students
         else nobody.format(name)
         for name, outcome in by_name.items()
-        if outcome is Outcome.REFUSED
+        if outcome is Outcome.REJECTED
     }
     return _Done(by_name, reasons, students_made, course_made, moved)
 
-
-_register = retry_transaction(_register_now, is_own_result=lambda earlier, now: now.changed_nothing)
 
 # The database's own idea of what is equal: on MariaDB 'anna' is 'ANNA', and 'Jose' 'José'.
 _SPELLED_OTHERWISE = (

@@ -105,7 +105,7 @@ class Format:
     # The row's fields in this order. None: no student. Raises ValueError: why it is refused.
     read: Callable[..., _Said | None]
     # Dates of rows that count already are the file's, too.
-    exact: bool
+    overwrite_dates: bool
     # Why a row is refused that says of the same part what line `first` does not, and whether
     # it is also if it says the same. None: the last of them counts.
     repeated: Callable[[Row, int], str] | None = None
@@ -202,14 +202,14 @@ def formats(starts: Mapping[str, date]) -> list[Format]:
             needed=("course_id", "user_id", "role", "status"),
             optional=("section_id",),
             read=_canvas,
-            exact=False,
+            overwrite_dates=False,
         ),
         Format(
             name="oneroster",
             needed=("sourcedid", "classsourcedid", "usersourcedid", "role"),
             optional=("status", "datelastmodified", "begindate", "enddate"),
             read=_oneroster,
-            exact=False,
+            overwrite_dates=False,
             repeated=lambda row, first: (
                 f"sourcedId {row.part} is another enrollment by line {first} already"
             ),
@@ -219,7 +219,7 @@ def formats(starts: Mapping[str, date]) -> list[Format]:
             needed=tuple(_OPEN_UNIVERSITY_FORMS),
             optional=(),
             read=partial(_open_university, starts),
-            exact=True,
+            overwrite_dates=True,
             repeated=lambda row, first: (
                 f"student {row.student} is in {row.title} by line {first} already"
             ),

@@ -76,7 +76,7 @@ def test_inside_a_callers_transaction_the_error_rises_at_once(
         # The caller's own BEGIN IMMEDIATE waits here, so there is nothing left to fail later.
         attempts = []
         with pytest.raises(OperationalError, match="locked"), transaction.atomic():
-            retry_transaction(lambda: attempts.append(1) or _raise("database is locked"))()
+            retry_transaction()(lambda: attempts.append(1) or _raise("database is locked"))()
         assert attempts == [1]
         return
     rival = ConcurrentThread(lambda: hold(course, 1.6))
@@ -105,7 +105,7 @@ def test_without_autocommit_the_transaction_is_the_callers(course: Course, stude
     try:
         enroll(student=student, course=course)
         with pytest.raises(OperationalError):
-            retry_transaction(lambda: attempts.append(1) or _raise(1213, "Deadlock found"))()
+            retry_transaction()(lambda: attempts.append(1) or _raise(1213, "Deadlock found"))()
         transaction.rollback()
     finally:
         transaction.set_autocommit(True)
@@ -118,7 +118,7 @@ def test_attempts_are_bounded_and_the_last_error_rises(monkeypatch: pytest.Monke
     monkeypatch.setattr(transactions, "ATTEMPTS", 5)
     attempts = []
     with pytest.raises(OperationalError, match="1213"):
-        retry_transaction(lambda: attempts.append(1) or _raise(1213, "Deadlock found"))()
+        retry_transaction()(lambda: attempts.append(1) or _raise(1213, "Deadlock found"))()
     assert len(attempts) == 5
 
 
@@ -126,7 +126,7 @@ def test_time_is_bounded_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transactions, "GIVE_UP_AFTER", 0.3)
     started = time.monotonic()
     with pytest.raises(OperationalError, match="1213"):
-        retry_transaction(lambda: _raise(1213, "Deadlock found"))()
+        retry_transaction()(lambda: _raise(1213, "Deadlock found"))()
     assert time.monotonic() - started < 2
 
 
@@ -138,7 +138,7 @@ def test_other_errors_are_not_tried_again(course: Course) -> None:
         Course.objects.create(title="Again", slug=course.slug)
 
     with pytest.raises(Exception, match=r"slug|UNIQUE"):
-        retry_transaction(wrong)()
+        retry_transaction()(wrong)()
     assert attempts == [1]
 
 
@@ -173,7 +173,7 @@ def test_a_connection_that_is_killed_in_mid_transaction_is_made_anew(
     students = make_students(2)
     killed = []
 
-    @retry_transaction
+    @retry_transaction()
     def enrol_both() -> None:
         enroll(student=students[0], course=course)
         if not killed:
@@ -345,7 +345,7 @@ def test_a_connection_that_died_outside_of_us_is_made_anew(
 def test_what_fails_after_the_commit_is_not_done_again(course: Course, student: Any) -> None:
     sent = []
 
-    @retry_transaction
+    @retry_transaction()
     def enrol_and_tell() -> bool:
         transaction.on_commit(lambda: sent.append("mail"))
         transaction.on_commit(lambda: _raise(1213, "Deadlock found"))

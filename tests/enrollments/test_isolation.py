@@ -171,5 +171,5 @@ def test_a_hook_after_the_commit_reads_as_its_own_transaction_does(
             )
         )
 
-    retry_transaction(lambda: transaction.on_commit(hook))()
+    retry_transaction()(lambda: transaction.on_commit(hook))()
     assert answers == [False]

@@ -451,7 +451,7 @@ def test_enroll_many_gives_seats_in_the_given_order(make_course: Make, make_stud
     enroll(student=students[4], course=course)
     result = enroll_many(course=course, students=reversed(students))
     assert result == BulkResult(
-        created=2, unchanged=1, refused=(students[2].pk, students[1].pk, students[0].pk)
+        created=2, unchanged=1, rejected=(students[2].pk, students[1].pk, students[0].pk)
     )
     assert stored(course) == 3
 
@@ -493,9 +493,9 @@ def test_outcomes_are_told_on_request(make_course: Make, make_students: Make) ->
     result = enroll_many(course=course, students=everybody, outcomes=True)
     assert list(result.outcomes.items()) == [
         (late.pk, Outcome.CREATED),
-        (left.pk, Outcome.REFUSED),
+        (left.pk, Outcome.REJECTED),
         (here.pk, Outcome.UNCHANGED),
-        (new.pk, Outcome.REFUSED),
+        (new.pk, Outcome.REJECTED),
     ]
     assert result.outcomes[late.pk] == "created"
     result = unenroll_many(course=course, students=everybody, outcomes=True)
@@ -521,7 +521,7 @@ def test_chunks_are_transactions_of_their_own(course: Course, make_students: Mak
 def test_chunks_take_seats_in_the_given_order(make_course: Make, make_students: Make) -> None:
     course, students = make_course(capacity=3), make_students(5)
     result = enroll_many(course=course, students=students, chunk_size=2)
-    assert (result.created, result.refused) == (3, (students[3].pk, students[4].pk))
+    assert (result.created, result.rejected) == (3, (students[3].pk, students[4].pk))
 
 
 @pytest.mark.parametrize("service", [enroll_many, unenroll_many])
@@ -668,7 +668,9 @@ def test_a_registration_without_dates_keeps_those_of_the_row(
         return register_many(
             course=course,
             registrations=[
-                Registration(student=student, enrollment_date=enrolled, status=status, exact=False)
+                Registration(
+                    student=student, enrollment_date=enrolled, status=status, overwrite_dates=False
+                )
                 for student in (here, left, new)
             ],
         )

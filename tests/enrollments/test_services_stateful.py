@@ -149,7 +149,7 @@ class Services(RuleBasedStateMachine):
                 created += (student, course) not in self.rows
                 self.rows[student, course] = "active"
         assert result == BulkResult(
-            created=created, reenrolled=reenrolled, unchanged=unchanged, refused=tuple(refused)
+            created=created, reenrolled=reenrolled, unchanged=unchanged, rejected=tuple(refused)
         )
 
     @rule(students=st.lists(STUDENTS, max_size=6), course=COURSES)

@@ -154,7 +154,7 @@ class Writer:
             return result.changed, dict.fromkeys(left, "withdrawn")
         result = enroll_many(course=course, students=some)
         entered = {}
-        for key in set(some) - set(result.refused):
+        for key in set(some) - set(result.rejected):
             was = before.get((key, course))
             entered[key, course] = {"completed": "completed", UNKNOWN: UNKNOWN}.get(was, "active")
         return result.changed, entered
@@ -204,7 +204,7 @@ def edit_courses(plan: Plan) -> Report:
             form_class(values, instance=course).save,
             lambda: Course.objects.create(title="New", slug=f"new-{time.monotonic_ns()}"),
         ):
-            retry_transaction(write)()
+            retry_transaction()(write)()
         report.outcomes["edits"] += 1
 
     with _report_with_retries() as report:

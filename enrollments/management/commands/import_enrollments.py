@@ -88,7 +88,7 @@ class Command(AppCommand):
             ) from error
         if verbosity:
             self.stdout.write(self._told(summary, dry_run=dry_run))
-        if summary.refused:
+        if summary.rejected:
             sys.exit(1)
 
     @contextmanager
@@ -125,7 +125,7 @@ class Command(AppCommand):
             f"{done.updated} updated",
             f"{done.unchanged} unchanged",
             f"{done.passed_over} passed over",
-            f"{done.refused} refused",
+            f"{done.rejected} refused",
         ]
         would = "Dry run, nothing is changed. It would be: " if dry_run else ""
         return f"{would}{done.rows} rows: {', '.join(parts)}."

@@ -112,7 +112,7 @@ class Command(AppCommand):
         return made
 
     def _fill(self, rng: random.Random, course: Course, wanting: list[int]) -> None:
-        refused = enroll_many(course=course, students=wanting, origin=ORIGIN).refused
+        refused = enroll_many(course=course, students=wanting, origin=ORIGIN).rejected
         leaving = rng.sample(wanting, k=len(wanting) // 8)
         unenroll_many(course=course, students=leaving, origin=ORIGIN)
         enroll_many(course=course, students=refused, origin=ORIGIN)

@@ -154,7 +154,7 @@ def test_retries_and_deadlocks_are_counted(code: int, deadlocks: int) -> None:
             if errors:
                 raise errors.pop()
 
-        retry_transaction(work)()
+        retry_transaction()(work)()
 
     assert counted(fail_twice, "retries") == 2
     assert counted(fail_twice, "deadlocks") == deadlocks

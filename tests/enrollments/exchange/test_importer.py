@@ -83,8 +83,8 @@ def load(
         )
     assert [sum(on_progress)] == expected
     outcomes = ["created", "reenrolled", "withdrawn", "updated", "unchanged", "passed_over"]
-    assert summary.rows == sum(getattr(summary, name) for name in [*outcomes, "refused"])
-    assert summary.refused == len(refused)
+    assert summary.rows == sum(getattr(summary, name) for name in [*outcomes, "rejected"])
+    assert summary.rejected == len(refused)
     return summary, [str(row) for row in refused]
 
 
@@ -218,7 +218,7 @@ def test_a_bad_line_is_named_and_the_others_are_in(
     starts = {"First": date.min, "Last": date.max}
     summary, passed_over = load(write([LINES[0], line, *LINES[1:]]), starts=starts)
     assert passed_over == [f"Line 3: {reason}"]
-    assert (summary.refused, summary.rows, rows()) == (1, 4, ROWS)
+    assert (summary.rejected, summary.rows, rows()) == (1, 4, ROWS)
 
 
 def test_names_that_differ_in_case_are_one_course(db: None, write: Write) -> None:
@@ -232,7 +232,7 @@ def test_a_full_course_takes_no_more(make_course: Callable[..., Course], write: 
     make_course(title="Full", slug="aaa-2013j", capacity=2)
     path = write([f"AAA,2013J,{n},0," for n in range(1, 5)])
     summary, passed_over = load(path)
-    assert summary == Summary(rows=4, students_made=4, created=2, refused=2)
+    assert summary == Summary(rows=4, students_made=4, created=2, rejected=2)
     assert passed_over == [
         "Line 4: AAA-2013J is full, no seat for 3",
         "Line 5: AAA-2013J is full, no seat for 4",
@@ -272,7 +272,7 @@ def test_a_dry_run_changes_nothing_and_says_what_would_be(
     assert foreseen == load(path)
     assert foreseen[0] == Summary(
         *(11, 3, 1, 1, 0, 3),
-        **{"refused": 3, "courses_made": 2, "students_made": 2},
+        **{"rejected": 3, "courses_made": 2, "students_made": 2},
     )
 
 
@@ -330,7 +330,7 @@ def test_canvas_makes_courses_students_and_rows(db: None, write: Write) -> None:
     path = write(lines, CANVAS)
     summary, refused = load(path)
     assert summary == Summary(
-        rows=6, created=4, passed_over=1, refused=1, courses_made=2, students_made=3
+        rows=6, created=4, passed_over=1, rejected=1, courses_made=2, students_made=3
     )
     assert [line.partition(",")[0] for line in refused] == [
         "Line 7: status 'asleep' is none of active"
@@ -343,7 +343,7 @@ def test_canvas_makes_courses_students_and_rows(db: None, write: Write) -> None:
     }
     assert (stored(), drifts()) == ({"CS-1": 1, "CS 2": 1}, {})
     before = everything()
-    assert load(path)[0] == Summary(rows=6, unchanged=4, passed_over=1, refused=1)
+    assert load(path)[0] == Summary(rows=6, unchanged=4, passed_over=1, rejected=1)
     assert everything() == before
 
 
@@ -396,7 +396,7 @@ def test_oneroster_rows_are_known_by_their_sourced_id(db: None, write: Write) ->
     ]
     summary, refused = load(write(lines, ONEROSTER))
     assert summary == Summary(
-        rows=7, created=3, unchanged=2, refused=2, courses_made=1, students_made=3
+        rows=7, created=3, unchanged=2, rejected=2, courses_made=1, students_made=3
     )
     assert refused == [
         "Line 5: sourcedId e2 is another enrollment by line 4 already",
@@ -440,7 +440,7 @@ def test_existing_only_makes_neither_courses_nor_users(
     )
     users, courses = get_user_model().objects.count(), Course.objects.count()
     summary, refused = load(path, existing_only=True)
-    assert summary == Summary(rows=3, created=1, refused=2)
+    assert summary == Summary(rows=3, created=1, rejected=2)
     assert refused == [
         "Line 3: there is no user u2",
         "Line 4: there is no course CS-2, with the slug cs-2",
@@ -457,7 +457,7 @@ def test_a_student_is_never_taken_for_another(db: None, write: Write, existing: 
     get_user_model().objects.create_user(existing)
     path = write([f"C,{name},student,,active" for name in ALIKE], CANVAS)
     summary, refused = load(path)
-    assert summary.created + summary.refused == len(ALIKE)
+    assert summary.created + summary.rejected == len(ALIKE)
     rows = Enrollment.objects.values_list("student__username", flat=True)
     assert set(rows) <= set(ALIKE)
     if connection.vendor == "mysql":
