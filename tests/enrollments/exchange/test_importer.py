@@ -574,7 +574,7 @@ def test_the_totals_of_a_large_file_are_exact_and_its_rows_are_not_held(
         finally:
             tracemalloc.stop()
     assert {name: getattr(summary, name) for name in expected} == expected
-    assert len(refused) == refused.total() == expected["refused"]
+    assert len(refused) == refused.total() == expected["rejected"]
     assert (sum(stored().values()), drifts()) == (counted, {})
     # The rows alone would be three times as much.
     assert peak < 5 * 2**20
