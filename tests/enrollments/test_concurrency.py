@@ -4,6 +4,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import count
+from operator import call
 from typing import Any
 
 import pytest
@@ -137,10 +138,6 @@ class TestManyWriters:
 
 
 # The work of the processes. Pickle finds these functions by name, so they are no closures.
-
-
-def call(function: Callable[..., Any], *arguments: Any) -> Any:
-    return function(*arguments)
 
 
 def split_between_writers(students: list[User]) -> list[list[int]]:
