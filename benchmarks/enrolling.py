@@ -103,10 +103,7 @@ def by_service_without_history(stack: ExitStack) -> Enroll:
 @contextmanager
 def no_history() -> Iterator[None]:
     """What the services would be without it."""
-    with (
-        patch.object(history, "add_enrolled", lambda *event: None),
-        patch.object(history, "add", lambda *events: None),
-    ):
+    with patch.object(history, "record_events", lambda events: None):
         yield
 
 
