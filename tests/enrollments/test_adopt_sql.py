@@ -12,8 +12,7 @@ from django.db import connection, transaction
 from courses.models import Course
 from enrollments.models import Enrollment
 from enrollments.services import enroll, unenroll
-from tests.support.commands import PROJECT, manage, unmigrated_database
-from tests.support.commands import mariadb as mariadb_client
+from tests.support.commands import PROJECT, manage, mariadb_client, unmigrated_database
 from tests.support.counts import drift_by_title
 from tests.support.enrollments import MakeStudents
 from tests.support.processes import run_in_processes

@@ -18,12 +18,12 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
-from enrollments.rows import CHUNK_SIZE
 
 from courses.models import Course
 from enrollments.history import Origin, Source
 from enrollments.managers import DirectWriteError
 from enrollments.models import Enrollment, EnrollmentEvent
+from enrollments.rows import CHUNK_SIZE
 from enrollments.services import (
     CourseFull,
     Registration,

@@ -15,8 +15,7 @@ from django.db.models import F
 from courses.models import Course
 from enrollments.models import Enrollment
 from enrollments.services import enroll, enroll_many, set_status, unenroll
-from tests.support.commands import PROJECT
-from tests.support.commands import mariadb as mariadb_client
+from tests.support.commands import PROJECT, mariadb_client
 from tests.support.counts import drift_by_title
 from tests.support.enrollments import MakeCourse, MakeStudents
 from tests.support.processes import run_in_processes

@@ -10,8 +10,8 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from courses.models import Course
-from enrollments.bulk import CHUNK as CHUNK_SIZE
 from enrollments.models import Enrollment
+from enrollments.rows import CHUNK_SIZE
 from enrollments.services import (
     BulkResult,
     Outcome,
