@@ -42,3 +42,8 @@ def set_stored_count(course: Course, count: int) -> None:
 def recorded_actions() -> list[str]:
     """Return the actions of all enrollment events, oldest first."""
     return list(EnrollmentEvent.objects.order_by("pk").values_list("action", flat=True))
+
+
+def recorded_origins() -> set[tuple[str, str]]:
+    """Return source and actor of all enrollment events."""
+    return set(EnrollmentEvent.objects.values_list("source", "actor"))
