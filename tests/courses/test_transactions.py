@@ -1,9 +1,8 @@
 """retry_transaction(), with real conflicts and lost connections, in the services that use it."""
 
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 from unittest.mock import Mock
 
@@ -29,8 +28,9 @@ from enrollments.services import (
 )
 from tests.support.counts import drift_by_title
 from tests.support.enrollments import MakeCourse, MakeStudents
+from tests.support.locks import forced_deadlock, locked_past_the_timeout
 from tests.support.proxy import TCPProxy
-from tests.support.threads import ConcurrentThread, deadlocks
+from tests.support.threads import ConcurrentThread
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -54,31 +54,6 @@ def short_lock_timeout() -> Iterator[None]:
         cursor.execute(statement[connection.vendor])
     yield
     connection.close()
-
-
-@contextmanager
-def locked_past_the_timeout(course: Course) -> Iterator[None]:
-    """Lock a course on another connection for longer than `short_lock_timeout`."""
-    seconds = {"mysql": 1.6, "sqlite": 0.5}[connection.vendor]
-    is_locked = threading.Event()
-
-    def lock() -> None:
-        with transaction.atomic():
-            lock_course(course)
-            is_locked.set()
-            time.sleep(seconds)
-
-    thread = ConcurrentThread(lock)
-    thread.start()
-    assert is_locked.wait(10)
-    try:
-        yield
-    finally:
-        thread.finish()
-
-
-def lock_course(course: Course) -> None:
-    Course.objects.select_for_update().get(pk=course.pk)
 
 
 def deadlock_error() -> OperationalError:
@@ -139,26 +114,10 @@ class TestRetries:
     def test_the_victim_of_a_deadlock_is_retried(
         self, make_course: MakeCourse, student: User
     ) -> None:
-        first, second = make_course(), make_course()
-        enroll(student=student, course=first)
-        deadlocks_at_start = deadlocks()
-        is_second_locked = threading.Event()
-
-        def lock_in_the_wrong_order() -> None:
-            with transaction.atomic():
-                lock_course(second)
-                # InnoDB picks the transaction that has written less as the victim.
-                Course.objects.bulk_create([Course(title=f"C{n}", slug=f"c{n}") for n in range(50)])
-                is_second_locked.set()
-                time.sleep(0.5)
-                lock_course(first)
-
-        thread = ConcurrentThread(lock_in_the_wrong_order)
-        thread.start()
-        assert is_second_locked.wait(10)
-        assert transfer(student=student, source=first, target=second)[1] is True
-        thread.finish()
-        assert deadlocks() == deadlocks_at_start + 1
+        source, target = make_course(), make_course()
+        enroll(student=student, course=source)
+        with forced_deadlock(source, target):
+            assert transfer(student=student, source=source, target=target)[1] is True
 
     def test_the_last_error_is_raised_after_max_attempts(
         self, monkeypatch: pytest.MonkeyPatch
