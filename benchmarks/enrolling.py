@@ -50,7 +50,7 @@ INSERT_ROW = """
 """
 ADD_EVENT = """
     INSERT INTO enrollments_enrollmentevent
-        (student_id, course_id, status, enrollment_date, what, at, source, actor)
+        (student_id, course_id, status, enrollment_date, action, created_at, source, actor)
     VALUES (%s, %s, 'active', %s, 'enrolled', %s, 'page', %s)
 """
 

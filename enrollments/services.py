@@ -22,8 +22,8 @@ from enrollments import transitions, writing
 from enrollments.history import Origin, make_context
 from enrollments.keys import course_key, student_key, student_keys
 from enrollments.models import Enrollment
-from enrollments.transitions import CourseCompleted, Registration
-from enrollments.writing import BulkResult, CourseFull, NotEnrolled, Outcome
+from enrollments.results import BulkResult, CourseCompleted, CourseFull, NotEnrolled, Outcome
+from enrollments.transitions import Registration
 
 __all__ = [
     "BulkResult",

@@ -13,6 +13,7 @@ from django.db.models import Model
 
 from enrollments.managers import COUNTED_STATUSES
 from enrollments.models import Enrollment
+from enrollments.results import CourseCompleted
 
 Status = Enrollment.Status
 
@@ -30,10 +31,6 @@ class RowValues(NamedTuple):
 
 
 Transition = Callable[[RowValues | None], RowValues | None]
-
-
-class CourseCompleted(Exception):
-    """The student has completed the course. Staff can withdraw them with `unenroll()`."""
 
 
 @dataclass(frozen=True, slots=True)
