@@ -22,7 +22,7 @@ class CountRunAdmin(ReadOnlyAdmin):
         "took_seconds",
     ]
     list_filter = ["kind", "is_full"]
-    sortable_when_large = ["started_at"]
+    sortable_by = ["started_at"]
     fields = [
         *(
             "kind",
