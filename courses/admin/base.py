@@ -97,9 +97,12 @@ class BoundedChangeList(ChangeList):
     def get_ordering(self, request: HttpRequest, queryset: QuerySet) -> list[Any]:
         if ORDER_VAR not in self.params:
             return super().get_ordering(request, queryset)
-        # An index serves one column, followed by the primary key in the same direction.
         self.params[ORDER_VAR] = self.params[ORDER_VAR].split(".")[0]
         column = super().get_ordering(request, queryset)[0]
+        unique_columns = {"pk", *(field.name for field in self.lookup_opts.fields if field.unique)}
+        if str(column).lstrip("-") in unique_columns:
+            return [column]
+        # An index contains one column, followed by the primary key in the same direction.
         is_descending = column[0] == "-" if isinstance(column, str) else column.descending
         return [column, "-pk" if is_descending else "pk"]
 
