@@ -394,6 +394,11 @@ def test_an_action_accepts_a_maximum_of_objects(
 # The index ---------------------------------------------------------------------------------
 
 
+def test_the_index_names_the_site(staff_client: Client) -> None:
+    html = staff_client.get("/admin/").content.decode()
+    assert "<title>Site administration | Course catalog administration</title>" in html
+
+
 def test_recent_actions_are_the_newest(staff_client: Client) -> None:
     staff = get_user_model().objects.get()
     for number in range(15):
