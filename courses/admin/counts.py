@@ -5,6 +5,7 @@ from typing import Any
 from django.contrib import admin, messages
 from django.contrib.humanize.templatetags.humanize import intcomma
 from django.core.exceptions import PermissionDenied
+from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.template.defaultfilters import pluralize
@@ -96,29 +97,44 @@ def _describe(result: TimedCheckResult) -> str:
     )
 
 
+class ResolvedFilter(admin.SimpleListFilter):
+    title = "status"
+    parameter_name = "status"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("open", "Open"), ("resolved", "Resolved")]
+
+    def queryset(
+        self, request: HttpRequest, queryset: QuerySet[CountDiscrepancy]
+    ) -> QuerySet[CountDiscrepancy]:
+        if self.value() in ("open", "resolved"):
+            return queryset.filter(resolved_at__isnull=self.value() == "open")
+        return queryset
+
+
 @admin.register(CountDiscrepancy)
 class CountDiscrepancyAdmin(ReadOnlyAdmin):
     list_display = [
         *("course_title", "stored", "true", "signed_drift"),
         *("found_at", "last_seen_at", "resolved_text", "actor"),
     ]
-    list_filter = [("resolved_at", admin.EmptyFieldListFilter), "corrected"]
+    list_filter = [ResolvedFilter]
     list_select_related = ["run"]
     fields = [
         *("course_link", "stored", "true", "signed_drift"),
-        *("found_at", "last_seen_at", "resolved_text", "corrected", "run_link"),
+        *("found_at", "last_seen_at", "resolved_at", "corrected", "run_link"),
     ]
-    readonly_fields = ["course_link", "signed_drift", "resolved_text", "run_link"]
+    readonly_fields = ["course_link", "signed_drift", "run_link"]
 
-    @admin.display(description="drift", ordering="drift")
+    @admin.display(description="drift")
     def signed_drift(self, discrepancy: CountDiscrepancy) -> str:
         return f"{discrepancy.drift:+d}"
 
-    @admin.display(description="resolved at", ordering="resolved_at", empty_value="open")
+    @admin.display(description="resolved at", empty_value="open")
     def resolved_text(self, discrepancy: CountDiscrepancy) -> Any:
         return discrepancy.resolved_at
 
-    @admin.display(description="last seen by", ordering="run__actor")
+    @admin.display(description="last seen by")
     def actor(self, discrepancy: CountDiscrepancy) -> str:
         return discrepancy.run.actor
 

@@ -239,7 +239,7 @@ def _unresolved(batch: Batch) -> QuerySet[CountDiscrepancy]:
     rows = CountDiscrepancy.objects.filter(resolved_at=None)
     if len(batch.course_ids) <= MAX_IN_LIST:
         return rows.filter(course__in=batch.course_ids)
-    return rows.filter(course__range=(batch.first_id, batch.last_id))
+    return rows.filter(course__gte=batch.first_id, course__lte=batch.last_id)
 
 
 def _update_discrepancies(run: CountRun, batch: Batch) -> None:
