@@ -5,12 +5,9 @@ from typing import Any
 
 from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
-from django.contrib.humanize.templatetags.humanize import intcomma
-from django.core.exceptions import PermissionDenied
 from django.db.models import Field
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.template.response import TemplateResponse
-from django.urls import URLPattern, path, reverse
+from django.http import HttpRequest
+from django.urls import reverse
 from django.utils.html import format_html
 
 from courses.admin.base import (
@@ -21,8 +18,7 @@ from courses.admin.base import (
     actor_label,
     selected_pks,
 )
-from courses.counts.audit import CHECK_TIME_LIMIT, DAYS, CheckInProgress, run_audit, timed_check
-from courses.counts.status import health, last_runs, plots
+from courses.counts.audit import run_audit
 from courses.managers import CourseQuerySet, drift, true_count
 from courses.models import CountDiscrepancy, CountRun, Course, Subject
 
@@ -111,54 +107,6 @@ class CourseAdmin(ProtectedDeleteAdmin):
         fields = ["title", "slug", "subject", "instructor", "capacity"]
         counts = ("Enrollments", {"fields": [("stored", "true", "drift")]})
         return [(None, {"fields": fields}), *([counts] if obj else [])]
-
-    def get_urls(self) -> list[URLPattern]:
-        health_url = path(
-            "health/", self.admin_site.admin_view(self.health_view), name="courses_count_health"
-        )
-        return [health_url, *super().get_urls()]
-
-    def health_view(self, request: HttpRequest) -> HttpResponse:
-        if not self.has_view_permission(request):
-            raise PermissionDenied
-        if request.method == "POST":
-            if not self.has_change_permission(request):
-                raise PermissionDenied
-            self._check_now(request)
-            return HttpResponseRedirect(request.path)
-        context = self.admin_site.each_context(request) | {
-            "title": "Count health",
-            "opts": self.opts,
-            "health": health(),
-            "plots": plots(),
-            "runs": last_runs(),
-            "days": DAYS,
-            "check_for": int(CHECK_TIME_LIMIT),
-            "has_change_permission": self.has_change_permission(request),
-            "can_see_ledger": request.user.has_perm("courses.view_countrun"),
-        }
-        return TemplateResponse(request, "admin/courses/course/health.html", context)
-
-    def _check_now(self, request: HttpRequest) -> None:
-        try:
-            checked = timed_check(actor=actor_label(request))
-        except CheckInProgress:
-            self.message_user(
-                request, "A check is going on: look again in a few seconds.", messages.WARNING
-            )
-            return
-        courses = f"{intcomma(checked.courses_checked)} course{'' if checked.courses_checked == 1 else 's'}"
-        said = f"{courses} looked at: " + (
-            f"{intcomma(checked.drifted)} drifted." if checked.drifted else "all counts are right."
-        )
-        level = messages.ERROR if checked.drifted else messages.SUCCESS
-        if not checked.is_whole:
-            said += (
-                f" Time was up after course {checked.last_id}; those after it were not looked "
-                "at. For all of them: manage.py rebuild_counts --check"
-            )
-            level = max(level, messages.WARNING)
-        self.message_user(request, said, level)
 
     @admin.display(description="stored count", ordering="total_enrollments")
     def stored(self, course: Course) -> int:

@@ -771,7 +771,7 @@ class TestProcess:
 def test_database_away(write: Write) -> None:
     url = f"mysql://user:secret@{NOBODY}/catalog"
     done = manage("import_enrollments", str(write(LINES)), env={"DATABASE_URL": url})
-    assert_usage_error(done, "The database does not answer as it should (Can't connect")
+    assert_usage_error(done, "The database failed (Can't connect")
 
 
 @pytest.mark.django_db(transaction=True)
