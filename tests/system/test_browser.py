@@ -339,7 +339,7 @@ def test_count_health_is_accessible_fits_and_checks_at_a_press(
     assert complaints() == {}
 
     page.get_by_role("rowheader", name="Wrong").get_by_role("link").click()
-    page.locator(".object-tools").get_by_role("link", name="Count discrepancies").click()
+    page.locator(".object-tools").get_by_role("link", name="Discrepancies").click()
     expect(page.locator("#result_list tbody tr")).to_have_count(1)
 
 
