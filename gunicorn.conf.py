@@ -5,14 +5,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# Checked here, because an error in a worker is reported as one traceback per worker.
-_missing = [name for name in ("DATABASE_URL", "SECRET_KEY") if not os.environ.get(name)]
-if _missing:
-    print(
-        f"gunicorn serves the site in production and needs {' and '.join(_missing)}. "
-        "Set DATABASE_URL to mysql://user:password@host:3306/name and SECRET_KEY to a long random "
-        "string, or start a development server with: make run",
-        file=sys.stderr,
+_REQUIRED = {
+    "DATABASE_URL": "mysql://user:password@host:3306/name",
+    "SECRET_KEY": "a long random string",
+}
+# Checked here, because each worker would report the error with a traceback of its own.
+if _missing := [f"{name} to {value}" for name, value in _REQUIRED.items() if not os.getenv(name)]:
+    sys.stderr.write(
+        f"gunicorn serves the site in production. Set {' and '.join(_missing)}. "
+        "For development, use: make run\n"
     )
     sys.exit(2)
 

@@ -29,7 +29,7 @@ def main() -> None:
                 "The driver for MariaDB is not installed. Install it with: "
                 ".venv/bin/python -m pip install -r requirements.txt"
             )
-        _fail(f"The settings are wrong: {error}")
+        _fail(str(error))
     except OperationalError as error:  # raised by Django's own commands, for example migrate
         if "--traceback" in sys.argv:
             raise
@@ -40,7 +40,8 @@ def main() -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    print(message, file=sys.stderr)
+    # Some of Django's errors have several lines.
+    sys.stderr.write(" ".join(message.split()) + "\n")
     sys.exit(2)
 
 

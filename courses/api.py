@@ -36,7 +36,7 @@ class CourseOut(Schema):
     subject: SubjectOut | None
     instructor: Annotated[str, Field(description="Empty if the course has none.")]
     total_enrollments: Annotated[int, Field(ge=0)]
-    capacity: Annotated[int | None, Field(description="Number of seats. Null if there is no limit.")]
+    capacity: Annotated[int | None, Field(description="Seats. Null if there is no limit.")]
     seats_left: Annotated[
         int | None,
         Field(description="Negative after the capacity was lowered. Null if there is no limit."),

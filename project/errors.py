@@ -15,8 +15,7 @@ GetResponse = Callable[[HttpRequest], HttpResponse]
 
 RETRY_AFTER = 5  # seconds
 UNAVAILABLE_MESSAGE = (
-    "The database is busy or unavailable. "
-    "Check whether your change was saved before you try again."
+    "The database is busy or unavailable. Check whether your change was saved before you try again."
 )
 
 
