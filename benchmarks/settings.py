@@ -1,4 +1,5 @@
 """The project's settings, with what the peers need beside it."""
+# ruff: noqa: F403, F405
 
 import os
 
