@@ -11,9 +11,10 @@ _REQUIRED = {
 }
 # Checked here, because each worker would report the error with a traceback of its own.
 if _missing := [f"{name} to {value}" for name, value in _REQUIRED.items() if not os.getenv(name)]:
-    sys.stderr.write(
+    print(
         f"gunicorn serves the site in production. Set {' and '.join(_missing)}. "
-        "For development, use: make run\n"
+        "For development, use: make run",
+        file=sys.stderr,
     )
     sys.exit(2)
 

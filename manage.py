@@ -41,7 +41,7 @@ def main() -> None:
 
 def _fail(message: str) -> NoReturn:
     # Some of Django's errors have several lines.
-    sys.stderr.write(" ".join(message.split()) + "\n")
+    print(" ".join(message.split()), file=sys.stderr)
     sys.exit(2)
 
 
