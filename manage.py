@@ -34,7 +34,7 @@ def main() -> None:
         if "--traceback" in sys.argv:
             raise
         _fail(
-            f"The database is unavailable: {error}. "
+            f"The database failed: {error}. "
             "Check that it is running and that DATABASE_URL is correct."
         )
 
