@@ -158,6 +158,15 @@ def test_unreachable_database_is_one_line_and_status_2_in_djangos_commands() -> 
     assert "Traceback" in manage("migrate", "--traceback", DATABASE_URL=url).stderr
 
 
+def test_missing_mariadb_driver_names_the_command_that_installs_it() -> None:
+    code = "import sys; sys.modules['MySQLdb'] = None; import manage; manage.main()"
+    url = f"mysql://nobody:none@{UNREACHABLE_ADDRESS}/none"
+    result = run("-c", code, "check", DATABASE_URL=url, SECRET_KEY=SECRET_KEY)
+    (line,) = result.stderr.splitlines()
+    assert "pip install -r requirements.txt" in line
+    assert result.returncode == 2
+
+
 @pytest.mark.mariadb
 @pytest.mark.django_db
 def test_mariadb_is_strict_and_read_committed() -> None:
