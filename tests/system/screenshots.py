@@ -16,8 +16,9 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from tests.support.servers import chromium_options
-from tests.support.site import PROJECT, running_site
+from tests.support.commands import PROJECT
+from tests.support.programs import chromium_options
+from tests.support.site import running_site
 
 DRIFT = """
 from courses.models import Course

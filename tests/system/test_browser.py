@@ -15,7 +15,7 @@ from courses.models import Course, Subject
 from enrollments.models import Enrollment
 from enrollments.services import enroll, enroll_many, set_status
 from tests.conftest import drifts
-from tests.support import servers
+from tests.support.programs import chromium_options
 from tests.support.threads import wait_for_lock_waits
 
 # Playwright's loop runs in this thread, which makes Django careful; no query is made in the loop.
@@ -31,7 +31,7 @@ PHONE = {"width": 390, "height": 844}
 
 @pytest.fixture(scope="session")
 def browser_type_launch_args(browser_type_launch_args: dict[str, Any]) -> dict[str, Any]:
-    return browser_type_launch_args | servers.chromium_options()
+    return browser_type_launch_args | chromium_options()
 
 
 @pytest.fixture

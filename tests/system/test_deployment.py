@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.support.commands import PROJECT, environment
-from tests.support.servers import HOST, WEB, _which, free_port, unpack
+from tests.support.programs import WEB, find_program, unpack
+from tests.support.servers import HOST, free_port
 
 pytestmark = [pytest.mark.mariadb, pytest.mark.django_db(transaction=True)]
 
@@ -81,7 +82,7 @@ def eventually(is_so: Callable[[], object]) -> None:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    unpack(*WEB)
+    unpack(WEB)
     served, plain, tls = free_port(), free_port(), free_port()
     ours = environment()
     env = variables() | {name: ours[name] for name in ("DATABASE_URL", "REDIS_URL", "PATH")}
@@ -123,7 +124,7 @@ def nginx_command(folder: Path, served: int, plain: int, tls: int) -> list[Any]:
         f"{user} daemon off; pid {folder}/pid; error_log stderr; events {{}}\n"
         f"http {{ access_log off; {places} include {folder}/site.conf; }}\n"
     )
-    return [_which("nginx"), "-p", folder, "-e", "stderr", "-c", folder / "nginx.conf"]
+    return [find_program("nginx"), "-p", folder, "-e", "stderr", "-c", folder / "nginx.conf"]
 
 
 def test_visitors_come_in_by_https(site: Site) -> None:
