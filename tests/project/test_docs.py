@@ -16,7 +16,7 @@ from enrollments.services import enroll
 from enrollments.signals import enrollments_changed
 from tests.support.docs import DOCS, PROJECT, README, code_blocks, python_blocks
 
-PAGES = [README, *sorted(DOCS.glob("*.md"))]
+PAGES = [README, *sorted(DOCS.rglob("*.md"))]
 MAX_README_WORDS = 900
 PACKAGES = "courses|enrollments|project|tests|benchmarks"
 PATH = re.compile(rf"\b(?:{PACKAGES}|docs)/[\w./-]+\.(?:py|sql|md|html)\b")
@@ -29,19 +29,19 @@ def named_on(document: Path, pattern: re.Pattern[str]) -> set[str]:
     return set(pattern.findall(document.read_text()))
 
 
-@pytest.mark.parametrize("document", PAGES, ids=lambda document: document.name)
+@pytest.mark.parametrize("document", PAGES, ids=lambda document: str(document.relative_to(PROJECT)))
 def test_named_files_exist(document: Path) -> None:
     folders = [PROJECT, document.parent]  # a link is relative to its page
     names = named_on(document, PATH)
     assert not [name for name in names if not any((at / name).exists() for at in folders)]
 
 
-@pytest.mark.parametrize("document", PAGES, ids=lambda document: document.name)
+@pytest.mark.parametrize("document", PAGES, ids=lambda document: str(document.relative_to(PROJECT)))
 def test_named_modules_and_attributes_exist(document: Path) -> None:
     assert not {name for name in named_on(document, MODULE) if pydoc.locate(name) is None}
 
 
-@pytest.mark.parametrize("document", PAGES, ids=lambda document: document.name)
+@pytest.mark.parametrize("document", PAGES, ids=lambda document: str(document.relative_to(PROJECT)))
 def test_named_commands_and_make_targets_exist(document: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
     assert named_on(document, MAKE_TARGET) <= targets
