@@ -12,6 +12,6 @@ from prometheus_client import Counter
 if _folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
     Path(_folder).mkdir(parents=True, exist_ok=True)
 
-REFUSALS = Counter("courses_refusals", "Students who got no seat, because the course was full.")
+REJECTIONS = Counter("courses_refusals", "Students who got no seat, because the course was full.")
 RETRIES = Counter("courses_retries", "Attempts after a conflict or a lost connection.")
 DEADLOCKS = Counter("courses_deadlocks", "Deadlocks, and certifications lost on a Galera cluster.")

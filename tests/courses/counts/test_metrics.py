@@ -20,7 +20,7 @@ from enrollments.services import CourseFull, enroll, enroll_many
 from tests.support.commands import PROJECT, environment, manage
 
 Make = Callable[..., Any]
-INCREASE = "from courses.counts.metrics import REFUSALS; REFUSALS.inc()"
+INCREASE = "from courses.counts.metrics import REJECTIONS; REJECTIONS.inc()"
 
 
 def read(text: str) -> dict[str, float]:
