@@ -320,26 +320,28 @@ def test_count_health_is_accessible_fits_and_checks_at_a_press(
 
     page.goto("/admin/")
     page.get_by_role("link", name="Count health").click()
-    expect(page.get_by_role("heading", name="Nobody has looked")).to_be_visible()
+    expect(page.get_by_role("heading", name="The counts have never been checked")).to_be_visible()
     assert complaints() == {}
     page.get_by_role("button", name="Check now").click()
-    expect(page.locator(".messagelist")).to_have_text("2 courses looked at: all counts are right.")
-    expect(page.get_by_role("heading", name="All counts are right")).to_be_visible()
+    expect(page.locator(".messagelist")).to_have_text("2 courses checked: all counts are correct.")
+    expect(page.get_by_role("heading", name="All counts were correct at")).to_be_visible()
     assert complaints() == {}
 
     Course.objects.filter(pk=wrong.pk).update(total_enrollments=5)
     page.get_by_role("button", name="Check now").click()
-    expect(page.get_by_role("heading", name="1 course with a wrong count")).to_be_visible()
+    expect(
+        page.get_by_role("heading", name="1 of 2 courses drifted, by 5 enrollments in total")
+    ).to_be_visible()
     expect(page.get_by_role("row", name="Wrong")).to_contain_text("+5")
     drawn = page.get_by_role("img", name="Drifted courses")
     assert drawn.locator("rect.bar").bounding_box()["height"] > 50
-    assert page.locator("rect.bar").count() == 3  # the corrections are still 0
-    page.get_by_text("New enrollments as a table").click()
-    expect(page.get_by_role("figure", name="New enrollments").get_by_role("row")).to_have_count(2)
+    assert page.locator("rect.bar").count() == 1  # no course is corrected yet
+    page.get_by_text("Show as a table").click()
+    expect(page.get_by_role("figure").get_by_role("row")).to_have_count(2)
     assert complaints() == {}
 
     page.get_by_role("rowheader", name="Wrong").get_by_role("link").click()
-    page.locator(".object-tools").get_by_role("link", name="Drifts found").click()
+    page.locator(".object-tools").get_by_role("link", name="Count discrepancies").click()
     expect(page.locator("#result_list tbody tr")).to_have_count(1)
 
 
