@@ -15,9 +15,9 @@ from django.db import transaction
 
 from courses.models import Course, Subject
 from courses.transactions import retry_transaction
-from enrollments.bulk import CHUNK
 from enrollments.exchange.reader import EnrollmentFile, PassedOver, Refused, Row
 from enrollments.history import Origin, Source
+from enrollments.rows import CHUNK_SIZE
 from enrollments.services import Outcome, Registration, register_many
 
 
@@ -52,7 +52,7 @@ def import_file(
 ) -> Summary:
     """Bring in all rows that can be, making the courses and students that they need.
 
-    Reads to the end before it writes. Then up to CHUNK students of one course are a
+    Reads to the end before it writes. Then up to CHUNK_SIZE students of one course are a
     transaction: who leaves comes before who enters, else the order is the file's. Where a
     student has several rows in a course, it counts if one of them does. What is committed
     when it breaks off stays, and the next run does the rest. What the file lacks is left
@@ -109,7 +109,7 @@ def _good_rows(
 
 def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
     rows = iter(rows)
-    while chunk := list(islice(rows, CHUNK)):
+    while chunk := list(islice(rows, CHUNK_SIZE)):
         yield chunk
 
 

@@ -20,10 +20,10 @@ from django.urls import reverse
 from django.utils import timezone
 
 from courses.models import Course
-from enrollments.bulk import CHUNK
 from enrollments.history import Origin, Source
 from enrollments.managers import DirectWriteError
 from enrollments.models import Enrollment, EnrollmentEvent
+from enrollments.rows import CHUNK_SIZE
 from enrollments.services import (
     CourseFull,
     Registration,
@@ -141,13 +141,13 @@ def test_who_is_erased_leaves_only_that_somebody_was(make_students: Make, course
     assert history_mismatches() == set()
 
 
-@pytest.mark.parametrize("number", [1, 3, CHUNK + 1])
+@pytest.mark.parametrize("number", [1, 3, CHUNK_SIZE + 1])
 def test_bulk_calls_add_an_event_for_each_change(
     course: Course, make_students: Make, number: int
 ) -> None:
     students = make_students(number)
     enroll_many(course=course, students=students, origin=BY_ANNA)
-    unenroll_many(course=course, students=students, chunk_size=CHUNK, origin=BY_ANNA)
+    unenroll_many(course=course, students=students, chunk_size=CHUNK_SIZE, origin=BY_ANNA)
     enroll_many(course=course, students=students, origin=BY_ANNA)
     assert done() == [what for what in ("enrolled", "withdrawn", "reenrolled") for _ in students]
     assert origins() == {("admin", "anna")}
@@ -377,7 +377,7 @@ def test_a_long_history_shows_its_newest_events_and_a_link(
         unenroll(student=student, course=course)
     url = reverse("admin:auth_user_change", args=[student.pk])
     html = staff_client.get(url).content.decode()
-    assert "The newest 20." in html
+    assert "Only the newest 20 events are listed." in html
     assert "Enrolled" not in html
     assert f"?student__id__exact={student.pk}" in html
     everything = staff_client.get(

@@ -14,9 +14,9 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from courses.models import Course
-from enrollments.bulk import CHUNK
 from enrollments.managers import DirectWriteError
 from enrollments.models import Enrollment
+from enrollments.rows import CHUNK_SIZE
 from enrollments.services import (
     BulkResult,
     CourseFull,
@@ -552,7 +552,7 @@ def test_chunks_inside_a_transaction_go_back_with_it(course: Course, make_studen
     assert not Enrollment.objects.exists()
 
 
-@pytest.mark.parametrize("number", [CHUNK + 1, 3 * CHUNK])
+@pytest.mark.parametrize("number", [CHUNK_SIZE + 1, 3 * CHUNK_SIZE])
 def test_an_unknown_student_among_many_undoes_all(
     course: Course, make_students: Make, number: int
 ) -> None:
@@ -566,12 +566,12 @@ def test_an_unknown_student_among_many_undoes_all(
 def test_a_small_course_is_read_whole_and_a_large_one_is_not(
     course: Course, make_students: Make
 ) -> None:
-    students = make_students(2 * CHUNK + 2)
-    some, others = students[: CHUNK + 1], students[CHUNK + 1 :]
+    students = make_students(2 * CHUNK_SIZE + 2)
+    some, others = students[: CHUNK_SIZE + 1], students[CHUNK_SIZE + 1 :]
     enroll_many(course=course, students=some)
     for asked, reads, result in [
-        (students, 1, BulkResult(created=CHUNK + 1, unchanged=CHUNK + 1)),
-        (others, 1 + 2, BulkResult(unchanged=CHUNK + 1)),
+        (students, 1, BulkResult(created=CHUNK_SIZE + 1, unchanged=CHUNK_SIZE + 1)),
+        (others, 1 + 2, BulkResult(unchanged=CHUNK_SIZE + 1)),
     ]:
         with CaptureQueriesContext(connection) as queries:
             assert enroll_many(course=course, students=asked) == result

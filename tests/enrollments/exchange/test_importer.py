@@ -17,10 +17,10 @@ from django.db import connection
 
 from benchmarks import canvas_file
 from courses.models import Course, Subject
-from enrollments.bulk import CHUNK
 from enrollments.exchange.importer import Summary, import_file
 from enrollments.exchange.reader import Refused, UnreadableFile, enrollment_file
 from enrollments.models import Enrollment
+from enrollments.rows import CHUNK_SIZE
 from enrollments.services import enroll, enroll_many, unenroll
 from tests.conftest import drifts
 from tests.support.commands import (
@@ -299,7 +299,7 @@ def test_what_is_there_is_taken_as_it_is(make_course: Callable[..., Course], wri
 
 
 def test_a_course_of_any_size(db: None, write: Write) -> None:
-    number = CHUNK + 500
+    number = CHUNK_SIZE + 500
     path = write(f"AAA,2013J,{n},0,{'' if n % 2 else n % 9}" for n in range(number))
     summary, _ = load(path)
     assert (summary.created, summary.courses_made) == (number, 1)
@@ -494,16 +494,16 @@ def test_a_course_is_never_taken_for_another(
 def test_a_dry_run_counts_seats_over_all_chunks(
     make_course: Callable[..., Course], make_students: Callable[[int], list[Any]], write: Write
 ) -> None:
-    course = make_course(title="Large", slug="large", capacity=CHUNK + 100)
+    course = make_course(title="Large", slug="large", capacity=CHUNK_SIZE + 100)
     enroll_many(course=course, students=make_students(150))
     leaving = [f"large,student{n},student,,deleted" for n in range(1, 101)]
-    path = write([f"large,u{n},student,,active" for n in range(2 * CHUNK)] + leaving, CANVAS)
+    path = write([f"large,u{n},student,,active" for n in range(2 * CHUNK_SIZE)] + leaving, CANVAS)
     before = everything()
     foreseen = load(path, dry_run=True)
     assert everything() == before
-    assert foreseen[0].created == CHUNK + 50
+    assert foreseen[0].created == CHUNK_SIZE + 50
     assert foreseen == load(path)
-    assert (stored(), drifts()) == ({"Large": CHUNK + 100}, {})
+    assert (stored(), drifts()) == ({"Large": CHUNK_SIZE + 100}, {})
 
 
 def test_seats_go_in_the_order_of_the_file(
@@ -521,7 +521,7 @@ def test_seats_go_in_the_order_of_the_file(
 def test_what_was_committed_when_it_broke_off_stays_and_the_next_run_completes_it(
     write: Write,
 ) -> None:
-    path = write([f"{'ABC'[n % 3]},u{n},student,,active" for n in range(3 * CHUNK + 3)], CANVAS)
+    path = write([f"{'ABC'[n % 3]},u{n},student,,active" for n in range(3 * CHUNK_SIZE + 3)], CANVAS)
     chunks = []
 
     def break_off(number: int) -> None:
@@ -534,18 +534,18 @@ def test_what_was_committed_when_it_broke_off_stays_and_the_next_run_completes_i
         enrollment_file(path=path, starts={}) as file,
     ):
         import_file(file=file, refuse=print, on_progress=break_off)
-    assert chunks == [CHUNK, 1, CHUNK]
-    assert (stored(), drifts()) == ({"A": CHUNK + 1, "B": CHUNK}, {})
+    assert chunks == [CHUNK_SIZE, 1, CHUNK_SIZE]
+    assert (stored(), drifts()) == ({"A": CHUNK_SIZE + 1, "B": CHUNK_SIZE}, {})
     summary, _ = load(path)
-    assert (summary.unchanged, summary.created) == (2 * CHUNK + 1, CHUNK + 2)
-    assert stored() == dict.fromkeys("ABC", CHUNK + 1)
+    assert (summary.unchanged, summary.created) == (2 * CHUNK_SIZE + 1, CHUNK_SIZE + 2)
+    assert stored() == dict.fromkeys("ABC", CHUNK_SIZE + 1)
 
 
 def test_others_enrol_between_the_chunks_of_a_long_import(
     make_course: Callable[..., Course], student: Any, write: Write
 ) -> None:
     course = make_course(slug="c")
-    path = write([f"C,u{n},student,,active" for n in range(2 * CHUNK)], CANVAS)
+    path = write([f"C,u{n},student,,active" for n in range(2 * CHUNK_SIZE)], CANVAS)
     seen = []
 
     def meanwhile(number: int) -> None:
@@ -555,7 +555,7 @@ def test_others_enrol_between_the_chunks_of_a_long_import(
 
     with enrollment_file(path=path, starts={}) as file:
         import_file(file=file, refuse=print, on_progress=meanwhile)
-    assert seen == [CHUNK, 2 * CHUNK + 1]
+    assert seen == [CHUNK_SIZE, 2 * CHUNK_SIZE + 1]
 
 
 def test_the_totals_of_a_large_file_are_exact_and_its_rows_are_not_held(
