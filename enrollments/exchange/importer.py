@@ -13,7 +13,7 @@ from django.db import transaction
 
 from courses.models import Course, Subject
 from courses.transactions import retry_transaction
-from enrollments.bulk import CHUNK
+from enrollments.bulk import CHUNK as CHUNK_SIZE
 from enrollments.exchange.reader import EnrollmentFile, ParsedRow, RejectedRow, SkippedRow
 from enrollments.exchange.staging import StagingTable
 from enrollments.history import Origin, Source
@@ -52,7 +52,7 @@ def import_file(
     """Import all valid rows, and create the courses and students that they need.
 
     The whole file is read before anything is written. Then each transaction registers up to
-    `CHUNK` students of one course. Withdrawals are applied before enrollments; apart from that,
+    `CHUNK_SIZE` students of one course. Withdrawals are applied before enrollments; apart from that,
     seats are taken in the order of the file. Enrollments absent from the file are unchanged.
     Committed chunks survive an interruption: run the import again to finish.
 
@@ -114,10 +114,6 @@ class _ChunkResult:
     # By how much the chunks of this course that were rolled back changed its counter.
     simulated_change: int = 0
 
-    @property
-    def is_unchanged(self) -> bool:
-        return {*self.outcomes.values()} <= {Outcome.UNCHANGED, Outcome.REJECTED}
-
 
 def _parsed_rows(
     file: EnrollmentFile, summary: ImportSummary, reject: Callable[[RejectedRow], None]
@@ -138,12 +134,16 @@ def _register_rows(
 ) -> Iterator[tuple[list[ParsedRow], _ChunkResult]]:
     for _, course_rows in groupby(rows, key=attrgetter("slug")):
         result = _ChunkResult()
-        while chunk := list(islice(course_rows, CHUNK)):
+        while chunk := list(islice(course_rows, CHUNK_SIZE)):
             result = _register_chunk(chunk, options, simulated_change=result.simulated_change)
             yield chunk, result
 
 
-@retry_transaction(is_own_result=lambda unconfirmed, current: current.is_unchanged)
+def _is_own_result(unconfirmed: _ChunkResult, current: _ChunkResult) -> bool:
+    return {*current.outcomes.values()} <= {Outcome.UNCHANGED, Outcome.REJECTED}
+
+
+@retry_transaction(is_own_result=_is_own_result)
 def _register_chunk(
     rows: list[ParsedRow], options: _Options, *, simulated_change: int
 ) -> _ChunkResult:

@@ -30,7 +30,7 @@ _PATTERNS = {
 
 
 class OpenUniversityFormat(Format):
-    """One row per student and presentation. An export has no hours and no completed enrollments."""
+    """One row per student and presentation. An export has no times and no completed enrollments."""
 
     name = "open-university"
     columns = required_columns = tuple(_PATTERNS)

@@ -18,7 +18,9 @@ class Command(AppCommand):
     def handle(self, *, output: Path | None, verbosity: int, **options: Any) -> None:
         with (
             self.output(output) as file,
-            self.progress(total=Course.objects.count(), unit="course") as bar,
+            self.progress(
+                total=Course.objects.count(), unit="course", disable=file.isatty()
+            ) as bar,
         ):
             number = export_courses(file=file, on_progress=bar.update)
         if output and verbosity:

@@ -33,7 +33,9 @@ class Command(AppCommand):
         try:
             with (
                 self.output(output) as file,
-                self.progress(total=Enrollment.objects.count(), unit="row") as bar,
+                self.progress(
+                    total=Enrollment.objects.count(), unit="row", disable=file.isatty()
+                ) as bar,
             ):
                 number = export_enrollments(
                     file=file, format=formats[format], on_progress=bar.update
