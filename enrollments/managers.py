@@ -1,11 +1,9 @@
 """Enrollment rows: which of them count, and why they can't be written from here."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any, NoReturn, Self
 
 from django.db import models
-from django.db.models.functions import TruncDate
 
 # A row of any other status does not count. `EnrollmentQuerySet.counted()` is the rule;
 # `Enrollment.is_counted` says the same of a row already read.
@@ -49,13 +47,6 @@ class EnrollmentQuerySet(models.QuerySet):
     def counted(self) -> Self:
         """Keep the rows that count towards their course's total."""
         return self.filter(status__in=COUNTED_STATUSES)
-
-    def enrolled_by_day(self, *, since: datetime) -> dict[str, int]:
-        """Return the numbers of rows by UTC day of enrollment, as ISO dates. Reads all rows once."""
-        day = TruncDate("enrollment_date", tzinfo=UTC)
-        days = self.filter(enrollment_date__gte=since).annotate(day=day)
-        numbers = days.order_by("day").values("day").annotate(rows=models.Count("pk"))
-        return {day.isoformat(): rows for day, rows in numbers.values_list("day", "rows")}
 
     create = refused("create", "enroll()")
     get_or_create = refused("get_or_create", "enroll()")

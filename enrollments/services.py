@@ -37,7 +37,7 @@ from django.db.models import F, IntegerField, Model, QuerySet
 from django.db.models.signals import post_save, pre_save
 
 from courses.counts.drift import recount_locked
-from courses.counts.metrics import REFUSALS
+from courses.counts.metrics import REJECTIONS
 from courses.models import Course
 from courses.transactions import reads_latest_rows, retry_transaction, with_latest_rows
 from enrollments import bulk, history
@@ -618,7 +618,7 @@ def _write(
         move = state.is_counted - (before is not None and before.is_counted)
         if move > 0 and delta + move > free:
             outcomes[student_key] = Outcome.REJECTED
-            REFUSALS.inc()
+            REJECTIONS.inc()
             continue
         delta += move
         what = history.action_for(before and before.status, state.status, is_move=moved is not None)
@@ -683,7 +683,7 @@ def _require_all(matched: int, keys: Sequence[Any]) -> None:
 def _move_counter(course: Course, delta: int) -> None:
     """Move the counter of a locked course by what its rows were moved by, after they were."""
     if course.total_enrollments + delta < 0:
-        recount_locked([course.pk])
+        recount_locked(course_pks=[course.pk])
         logger.error(
             "The stored count of course %s, %d, was too low to fall by %d: it had drifted, and "
             "was recounted. Look for what writes to the tables past the services.",

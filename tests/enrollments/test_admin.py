@@ -16,7 +16,7 @@ from enrollments.admin import MOST_SELECTED
 from enrollments.models import Enrollment
 from enrollments.services import enroll, enroll_many, set_status, unenroll
 from tests.conftest import drifts
-from tests.courses.admin.test_courses import column, held_by_another, meanwhile, sign_in, texts
+from tests.support.pages import column, held_by_another, meanwhile, sign_in, texts
 
 Make = Callable[..., Any]
 LIST = "/admin/enrollments/enrollment/"

@@ -23,7 +23,7 @@ class Command(AppCommand):
         # MariaDB finds "anna" for "ANNA", too.
         if user is None or user.get_username() != username:
             raise self.usage_error(f"User {username!r} does not exist. Nothing was erased.")
-        erased = erase_student(student=user, origin=Origin(actor=self.account()))
+        erased = erase_student(student=user, origin=Origin(actor=self.actor_name()))
         if verbosity:
             self.stdout.write(
                 f"Erased {erased} enrollment{pluralize(erased)} of {username}. "

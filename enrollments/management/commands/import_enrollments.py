@@ -72,7 +72,7 @@ class Command(AppCommand):
                 summary = import_file(
                     file=file,
                     on_reject=on_reject,
-                    actor=self.account(),
+                    actor=self.actor_name(),
                     dry_run=dry_run,
                     existing_only=options["existing_only"],
                     on_total=bar.reset,

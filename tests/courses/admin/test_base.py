@@ -21,9 +21,10 @@ from courses.counts.drift import rebuild
 from courses.models import CountRun, Course, Subject
 from enrollments.services import enroll, enroll_many, set_status, unenroll
 from tests.conftest import drifts
-from tests.courses.admin.test_courses import TRUE, column, select, texts
+from tests.support.pages import column, select, texts
 
 Make = Callable[..., Any]
+TRUE = 3  # the number of the column, as links that sort by it have it
 COURSES, ROWS = "/admin/courses/course/", "/admin/enrollments/enrollment/"
 USERS, SUBJECTS = "/admin/auth/user/", "/admin/courses/subject/"
 EVENTS = "/admin/enrollments/enrollmentevent/"
