@@ -50,7 +50,7 @@ INSERT_ROW = """
 """
 ADD_EVENT = """
     INSERT INTO enrollments_enrollmentevent
-        (student_id, course_id, status, enrollment_date, what, at, source, actor)
+        (student_id, course_id, status, enrollment_date, action, created_at, source, actor)
     VALUES (%s, %s, 'active', %s, 'enrolled', %s, 'page', %s)
 """
 
@@ -103,10 +103,7 @@ def by_service_without_history(stack: ExitStack) -> Enroll:
 @contextmanager
 def no_history() -> Iterator[None]:
     """What the services would be without it."""
-    with (
-        patch.object(history, "add_enrolled", lambda *event: None),
-        patch.object(history, "add", lambda *events: None),
-    ):
+    with patch.object(history, "record_events", lambda events: None):
         yield
 
 

@@ -78,7 +78,7 @@ def insert(driver: Any, students: range, course: int, *, history: bool = True) -
         if history:
             cursor.executemany(
                 "INSERT INTO enrollments_enrollmentevent (student_id, course_id, status, "
-                "enrollment_date, what, at, source, actor) "
+                "enrollment_date, action, created_at, source, actor) "
                 "VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
                 [
                     (student, course, "active", now, "enrolled", now, "import", "benchmarks")

@@ -1,4 +1,4 @@
-"""A column that belongs to the database: saving an instance never writes it."""
+"""A counter column that saving an instance never changes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,13 +8,12 @@ from django.db.models import F
 
 
 class CounterField(models.PositiveIntegerField):
-    """A count kept beside the rows that it counts.
+    """A denormalized count of related rows.
 
-    A new row starts at 0. After that `save()`, `update_or_create()` and model forms
-    write the column back as the database has it, so an instance that was read before
-    others moved the counter can't undo their work. It is moved by
-    `QuerySet.update(total=F("total") + 1)`, and by nothing else.
-    Fixtures are loaded as they are written.
+    A new instance starts at 0. After that, `save()`, `update_or_create()` and model forms write
+    the column back as the database has it (`F(name)`), so a stale instance cannot overwrite the
+    counter. Change it with `QuerySet.update(total=F("total") + 1)`, in one transaction with the
+    rows that it counts. Fixtures are loaded as they are written.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

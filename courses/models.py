@@ -1,4 +1,4 @@
-"""The catalog: courses and their subjects."""
+"""Courses, and the subjects that they belong to."""
 
 from django.conf import settings
 from django.db import models
@@ -25,7 +25,7 @@ class Subject(models.Model):
 class Course(models.Model):
     title = models.CharField(max_length=200)
     slug = models.SlugField(max_length=200, unique=True)
-    # An index below begins with it.
+    # An index in Meta begins with the subject.
     subject = models.ForeignKey(
         Subject, models.PROTECT, null=True, blank=True, related_name="courses", db_index=False
     )
@@ -40,16 +40,16 @@ class Course(models.Model):
         null=True,
         blank=True,
         help_text="Number of seats. Leave empty for no limit. "
-        "Lowering it sends nobody away: nobody more is enrolled until seats are free.",
+        "Lowering it withdraws nobody, but nobody else can enroll until seats are free.",
     )
     total_enrollments = CounterField(
-        help_text="Stored number of enrollments that count. Moved by the services only."
+        help_text="Stored number of enrollments that count. Only the services change it."
     )
 
     objects = CourseQuerySet.as_manager()
 
     class Meta:
-        # For the catalog, which is sorted by them; each also has the primary key in it.
+        # For the orders of the catalog. InnoDB appends the primary key to each index.
         indexes = [
             models.Index(fields=["total_enrollments"], name="course_popularity"),
             models.Index(fields=["subject", "total_enrollments"], name="course_subject_popularity"),
@@ -64,12 +64,12 @@ class Course(models.Model):
 
     @property
     def instructor_name(self) -> str:
-        # Not the username: it is half of what is needed to sign in.
+        # Not the user name, which is half of what is needed to sign in.
         return self.instructor.get_full_name() if self.instructor else ""
 
     @property
     def seats_left(self) -> int | None:
-        """Number of free seats, below 0 where the capacity was lowered. None: no limit."""
+        """Number of free seats. Below 0 if the capacity was lowered, None if there is no limit."""
         return None if self.capacity is None else self.capacity - self.total_enrollments
 
     @property

@@ -1,10 +1,10 @@
-"""One transaction, tried again when the database asks for it."""
+"""Transactions that are retried after deadlocks, lock timeouts and lost connections."""
 
 import logging
 import time
 from collections.abc import Callable
 from functools import partial, wraps
-from typing import Generic, ParamSpec, TypeVar
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import tenacity
 from django.db import DatabaseError, InterfaceError, OperationalError, connection, transaction
@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_DEADLOCK = 1213  # or a Galera node that lost the certification
-# MySQL's and MariaDB's numbers for "this failed because of others: try again".
+_DEADLOCK = 1213  # also: a Galera node whose changes were rejected at COMMIT
+# Error codes of MySQL and MariaDB for a transaction that other transactions made fail.
 _CONFLICTS = {
     1020,  # record has changed since last read
     1040,  # too many connections
@@ -30,84 +30,84 @@ _LOST_CONNECTIONS = {
     1047,  # the Galera node is not ready
     1053,  # server shutdown in progress
     1927,  # connection killed
-    2002,  # can't connect through the socket
-    2003,  # can't connect to the host
+    2002,  # cannot connect through the socket
+    2003,  # cannot connect to the host
     2006,  # server has gone away
     2013,  # lost connection during query
     2055,  # lost connection at a system call
 }
-# Many short ones: on a cluster, writers of one course on several nodes conflict often, and a
-# node or server that died is replaced within seconds.
-ATTEMPTS = 60
-GIVE_UP_AFTER = 20.0  # seconds
+# Many short attempts: writers of one course on several nodes of a cluster conflict often, and a
+# node or server that dies is replaced within seconds.
+MAX_ATTEMPTS = 60
+RETRY_TIME_LIMIT = 20.0  # seconds
 
 _READ_COMMITTED = "read committed"
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same transaction may well succeed when it is tried again."""
+    """Return whether the same transaction may succeed if it is repeated."""
     return (
         _is_lost_connection(error)
-        or _code(error) in _CONFLICTS
+        or _error_code(error) in _CONFLICTS
         or (isinstance(error, OperationalError) and "is locked" in str(error))  # SQLite
     )
 
 
-def _is_lost_connection(error: BaseException) -> bool:
-    return isinstance(error, InterfaceError) or _code(error) in _LOST_CONNECTIONS
-
-
-def _code(error: BaseException) -> object:
-    return error.args[0] if isinstance(error, DatabaseError) and error.args else None
-
-
 def reads_latest_rows() -> bool:
-    """Whether a plain read in this transaction sees all that is committed by now.
+    """Return whether a plain read in the current transaction sees everything committed so far.
 
-    If not, because it is REPEATABLE READ and has read before, only a locking read does.
+    Under REPEATABLE READ only a locking read does, once the transaction has read something.
     """
     return (
         connection.vendor != "mysql"
         or connection.isolation_level == _READ_COMMITTED
-        or getattr(connection, "made_read_committed", False)
+        or getattr(connection, "is_read_committed_now", False)
     )
 
 
-def with_latest_rows(rows: QuerySet) -> QuerySet:
-    """Rows as they are now. Their course's lock keeps others away, so they need none."""
-    return rows if reads_latest_rows() else rows.select_for_update()
+def with_latest_rows(queryset: QuerySet) -> QuerySet:
+    """Return a queryset that reads the latest committed rows.
+
+    The rows need no locks of their own if the lock of their course is held. They are locked only
+    where the isolation level offers no other way to see the latest rows.
+    """
+    return queryset if reads_latest_rows() else queryset.select_for_update()
 
 
 def retry_transaction(
-    *, is_own_result: Callable[[T, T], bool] | None = None, idempotent: bool = True
+    *, is_own_result: Callable[[Any, Any], bool] | None = None, idempotent: bool = True
 ) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Run `function` in one transaction on the default database, whole or not at all.
+    """Run the decorated function in one transaction, and retry it after transient errors.
 
-    Conflicts and lost connections are tried again, up to ATTEMPTS times within GIVE_UP_AFTER
-    seconds; then the last error rises. Only the outermost transaction can be tried again:
-    inside a caller's `atomic()` such an error rises at once, to be tried again by whoever
-    began the transaction. What rises after COMMIT, from `on_commit()`, is never tried again.
+    The transaction runs on the default database under READ COMMITTED. It is repeated up to
+    MAX_ATTEMPTS times within RETRY_TIME_LIMIT seconds; then the last error is raised. Only the
+    outermost transaction can be repeated: inside a caller's `atomic()` the error is raised at
+    once, and whoever began the transaction must repeat it. Errors of `on_commit()` callbacks
+    never cause a retry.
 
-    The answer to COMMIT may be lost with the connection, and nobody knows then whether it was
-    done. A `function` that is not `idempotent` is not tried again after that. For another,
-    `is_own_result(earlier, now)` says whether what it found now is what the unanswered attempt
-    did; then the earlier result is returned.
+    If the connection is lost during COMMIT, nobody knows whether the transaction was committed. A
+    function that is not `idempotent` is not repeated then. Otherwise the next attempt decides:
+    `is_own_result(earlier, latest)` returns whether its result `latest` shows that the
+    unconfirmed attempt with the result `earlier` was committed. If so, the `on_commit()`
+    callbacks of that attempt run, and `earlier` is returned.
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         @wraps(function)
         def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-            _forget_dead_connection()
-            if _is_somebody_elses():
+            _close_dead_connection()
+            if _in_outer_transaction():
                 with transaction.atomic():
                     return function(*args, **kwargs)
             call = _Call(partial(function, *args, **kwargs), idempotent)
             try:
                 result = call.attempt()
             except Exception as error:
-                result = call.repeat_after(error)
-            if is_own_result and call.unanswered and is_own_result(call.unanswered[-1], result):
-                return call.unanswered[-1]
+                result = call.retry_after(error)
+                for unconfirmed in call.unconfirmed_results:
+                    if is_own_result and is_own_result(unconfirmed.result, result):
+                        unconfirmed.run_callbacks()
+                        return unconfirmed.result
             return result
 
         return wrapper
@@ -115,42 +115,54 @@ def retry_transaction(
     return decorate
 
 
+class _Unconfirmed(NamedTuple, Generic[T]):
+    """An attempt whose COMMIT was not answered."""
+
+    result: T
+    callbacks: list[Callable[[], object]]
+
+    def run_callbacks(self) -> None:
+        for callback in self.callbacks:
+            callback()
+
+
 class _Call(Generic[T]):
-    """What became of the attempts at one call."""
+    """The attempts at one call of a decorated function."""
 
     def __init__(self, function: Callable[[], T], idempotent: bool) -> None:
         self._function = function
         self._idempotent = idempotent
-        self._began = time.monotonic()
-        self.committed = False
-        self.unanswered: list[T] = []  # what attempts returned whose COMMIT got no answer
+        self._started = time.monotonic()
+        self._committed = False
+        self.unconfirmed_results: list[_Unconfirmed[T]] = []
 
     def attempt(self) -> T:
-        connection.made_read_committed = _make_read_committed()
-        returned: list[T] = []
+        connection.is_read_committed_now = _set_read_committed()
+        finished: list[_Unconfirmed[T]] = []
         try:
             with transaction.atomic():
-                transaction.on_commit(self._end)
-                returned.append(self._function())
+                transaction.on_commit(self._record_commit)
+                result = self._function()
+                finished.append(_Unconfirmed(result, self._pending_callbacks()))
         except Exception as error:
-            if _is_lost_connection(error) and not self.committed:
-                self.unanswered += returned
-            if _code(error) == _DEADLOCK:
+            if _is_lost_connection(error) and not self._committed:
+                self.unconfirmed_results += finished
+            if _error_code(error) == _DEADLOCK:
                 DEADLOCKS.inc()
             raise
         finally:
-            connection.made_read_committed = False
-        return returned[0]
+            connection.is_read_committed_now = False
+        return result
 
-    def repeat_after(self, first_error: Exception) -> T:
-        """Attempt it again as long as that may help, or raise the error."""
-        # Not used for the first attempt, nearly always the only one: it takes a tenth of the
-        # time of an enrollment.
+    def retry_after(self, first_error: Exception) -> T:
+        """Repeat the transaction while that can help, or raise the last error."""
+        # Tenacity is not used for the first attempt, which is nearly always the only one: it
+        # would add a tenth to the time of an enrollment.
         for attempt in tenacity.Retrying(
-            retry=tenacity.retry_if_exception(self._may_be_repeated_after),
+            retry=tenacity.retry_if_exception(self._can_retry_after),
             wait=tenacity.wait_random_exponential(multiplier=0.02, max=0.5),
-            stop=tenacity.stop_after_attempt(ATTEMPTS)
-            | tenacity.stop_after_delay(self._began + GIVE_UP_AFTER - time.monotonic()),
+            stop=tenacity.stop_after_attempt(MAX_ATTEMPTS)
+            | tenacity.stop_after_delay(self._started + RETRY_TIME_LIMIT - time.monotonic()),
             before_sleep=_prepare_next_attempt,
             reraise=True,
         ):
@@ -160,18 +172,41 @@ class _Call(Generic[T]):
                 result = self.attempt()
         return result
 
-    def _may_be_repeated_after(self, error: BaseException) -> bool:
+    def _can_retry_after(self, error: BaseException) -> bool:
         return (
-            is_transient(error) and not self.committed and (self._idempotent or not self.unanswered)
+            is_transient(error)
+            and not self._committed
+            and (self._idempotent or not self.unconfirmed_results)
         )
 
-    def _end(self) -> None:
-        # The first of the hooks: those of others may begin transactions of their own.
-        self.committed = True
-        connection.made_read_committed = False
+    def _record_commit(self) -> None:
+        # Runs before all other on_commit() callbacks, which may begin transactions of their own.
+        self._committed = True
+        connection.is_read_committed_now = False
+
+    def _pending_callbacks(self) -> list[Callable[[], object]]:
+        # Private API, checked on Django 5.2: a list of (savepoint ids, callback, robust).
+        callbacks = [callback for _, callback, _ in connection.run_on_commit]
+        return [callback for callback in callbacks if callback != self._record_commit]
 
 
-def _forget_dead_connection() -> None:
+def _is_lost_connection(error: BaseException) -> bool:
+    return isinstance(error, InterfaceError) or _error_code(error) in _LOST_CONNECTIONS
+
+
+def _error_code(error: BaseException) -> object:
+    return error.args[0] if isinstance(error, DatabaseError) and error.args else None
+
+
+def _in_outer_transaction() -> bool:
+    """Return whether a transaction of the caller is open."""
+    autocommit = (
+        connection.autocommit if connection.connection else connection.settings_dict["AUTOCOMMIT"]
+    )
+    return connection.in_atomic_block or not autocommit
+
+
+def _close_dead_connection() -> None:
     if (
         connection.errors_occurred
         and connection.connection is not None
@@ -181,10 +216,10 @@ def _forget_dead_connection() -> None:
         connection.close()
 
 
-def _make_read_committed() -> bool:
-    """Make the next transaction READ COMMITTED, where the settings say otherwise.
+def _set_read_committed() -> bool:
+    """Make the next transaction READ COMMITTED if the settings use another isolation level.
 
-    What isn't there is locked under REPEATABLE READ as a gap, which others need: deadlocks.
+    Under REPEATABLE READ, reading a missing row with a lock locks a gap, which causes deadlocks.
     """
     if connection.vendor != "mysql":
         return False
@@ -196,16 +231,8 @@ def _make_read_committed() -> bool:
     return True
 
 
-def _is_somebody_elses() -> bool:
-    """Whether a transaction is going on that began before us."""
-    autocommit = (
-        connection.autocommit if connection.connection else connection.settings_dict["AUTOCOMMIT"]
-    )
-    return connection.in_atomic_block or not autocommit
-
-
 def _prepare_next_attempt(state: tenacity.RetryCallState) -> None:
     RETRIES.inc()
     error = state.outcome and state.outcome.exception()
-    logger.info("Attempt %d: %s; trying again.", state.attempt_number, error)
+    logger.info("Attempt %d failed, retrying: %s", state.attempt_number, error)
     connection.close_if_unusable_or_obsolete()

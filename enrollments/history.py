@@ -1,38 +1,40 @@
-"""The history of enrollments: an event for each change, in the transaction that makes it.
+"""The history of enrollments: one event for each change, in the transaction of the change.
 
-Added by `enrollments.services` after the row, under the lock of its course. Rows that are
-older than this table, and what is written past the services, have no events.
+Only `enrollments.services` adds events, after the row has changed and under the lock of its
+course. Rows that are older than the history, and rows that bypass the services, have no events.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, NamedTuple
 
+from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from django.db.models import QuerySet
 from django.utils import timezone
 
 from courses.transactions import with_latest_rows
-from enrollments import bulk
+from enrollments import statements
 from enrollments.models import Enrollment, EnrollmentEvent
+from enrollments.signals import enrollments_changed
 
 Action = EnrollmentEvent.Action
 Source = EnrollmentEvent.Source
 Status = Enrollment.Status
-_MOST_LETTERS = EnrollmentEvent._meta.get_field("actor").max_length
+_MAX_ACTOR_LENGTH = EnrollmentEvent._meta.get_field("actor").max_length
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Who asks a service for a change, and which way it comes."""
+    """Who requested a change, and through which part of the site."""
 
     source: str = Source.SYSTEM
-    # The username, or the account of the operating system. Empty: not known.
-    actor: str = ""
+    actor: str = ""  # user name, or operating system account; empty: unknown
 
 
 class EventContext(NamedTuple):
-    """What all events of one call have in common."""
+    """What all events of one service call have in common."""
 
     created_at: datetime
     source: str
@@ -40,65 +42,66 @@ class EventContext(NamedTuple):
 
 
 class Event(NamedTuple):
-    """What became of one student's row, and how the row is now."""
+    """One change of one enrollment, in the order of the columns of EnrollmentEvent.
 
-    student_key: Any
+    `status` and the dates are those of the row after the change, and empty if it was erased.
+    """
+
+    student_id: Any
+    course_id: Any
     action: str
-    status: str = ""
-    enrollment_date: datetime | None = None
-    withdrawal_date: datetime | None = None
+    status: str
+    enrollment_date: datetime | None
+    withdrawal_date: datetime | None
+    created_at: datetime
+    source: str
+    actor: str
+    other_course_id: Any = None
 
 
 def make_context(origin: Origin) -> EventContext:
-    return EventContext(timezone.now(), origin.source, origin.actor[:_MOST_LETTERS])
+    return EventContext(timezone.now(), origin.source, origin.actor[:_MAX_ACTOR_LENGTH])
 
 
-def action_for(before: str | None, after: str, *, is_move: bool = False) -> Action:
-    """Say what it is that makes one status of another; None: there was no row."""
-    if is_move:
-        return Action.TRANSFERRED_OUT if after == Status.WITHDRAWN else Action.TRANSFERRED_IN
-    if before == after:
+def action_for(
+    old_status: str | None, new_status: str, *, is_transfer: bool = False
+) -> EnrollmentEvent.Action:
+    """Return the action that leads from one status to another. None: there was no row."""
+    if is_transfer:
+        is_source = new_status == Status.WITHDRAWN
+        return Action.TRANSFERRED_OUT if is_source else Action.TRANSFERRED_IN
+    if old_status == new_status:
         return Action.DATES_CHANGED
-    if before == Status.WITHDRAWN:
+    if old_status == Status.WITHDRAWN:
         return Action.REENROLLED
-    if after == Status.ACTIVE:
-        return Action.ENROLLED if before is None else Action.REOPENED
-    return Action(after)
+    if new_status == Status.ACTIVE:
+        return Action.ENROLLED if old_status is None else Action.REOPENED
+    return Action(new_status)
 
 
-def add(
-    course_key: Any, events: Sequence[Event], stamp: EventContext, other_course_key: Any = None
-) -> None:
-    """Add the events of rows of one course."""
-    rows = [
-        (student_key, (*done, course_key, *stamp, other_course_key))
-        for student_key, *done in events
-    ]
-    bulk.insert(EnrollmentEvent, _COLUMNS, rows)
+def record_events(events: Sequence[Event]) -> None:
+    """Insert events, and send `enrollments_changed` after COMMIT."""
+    if not events:
+        return
+    # `connections[…]` is looked up once. `connection` looks it up for each attribute.
+    with connections[DEFAULT_DB_ALIAS].cursor() as cursor:
+        if len(events) == 1:
+            statements.insert_event.execute(cursor, *events[0])
+        else:
+            statements.insert_event.execute_many(cursor, events)
+    if enrollments_changed.has_listeners(Enrollment):
+        send = enrollments_changed.send_robust
+        transaction.on_commit(partial(send, sender=Enrollment, events=list(events)))
 
 
-_COLUMNS = ["student", *Event._fields[1:], "course", *EventContext._fields, "other_course"]
-# By hand, for the same reason as the row that it comes with.
-_INSERT = (
-    "INSERT INTO enrollments_enrollmentevent "
-    "(student_id, course_id, status, enrollment_date, withdrawal_date, action, created_at, source, actor) "
-    "VALUES (%s, %s, %s, %s, %s, 'enrolled', %s, %s, %s)"
-)
-
-
-def add_enrolled(cursor: Any, row: Sequence[Any], stamp: EventContext) -> None:
-    """Add the event of a new row, given as the database has it."""
-    at = cursor.db.ops.adapt_datetimefield_value(stamp.created_at)
-    cursor.execute(_INSERT, [*row, at, stamp.source, stamp.actor])
-
-
-def keys_of(student_key: Any) -> list[Any]:
-    """The keys of all events of a student, but that somebody was erased."""
-    events: QuerySet = QuerySet(EnrollmentEvent).filter(student=student_key)
+def event_pks(student_id: Any) -> list[Any]:
+    """Return the keys of the events of a student, without those of earlier erasures."""
+    events: QuerySet = QuerySet(EnrollmentEvent).filter(student=student_id)
     return list(with_latest_rows(events.exclude(action=Action.ERASED)).values_list("pk", flat=True))
 
 
-def delete_events(keys: Sequence[Any]) -> None:
-    # Of many keys of a small table MariaDB makes a scan, which waits for all others' events.
-    for key in keys:
-        QuerySet(EnrollmentEvent).filter(pk=key).delete()
+def delete_events(pks: Sequence[Any]) -> None:
+    # MariaDB answers an IN list over a small table with a full scan, which waits for the events
+    # that other transactions have inserted. One key at a time locks that key only.
+    for pk in pks:
+        QuerySet(EnrollmentEvent).filter(pk=pk).delete()

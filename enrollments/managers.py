@@ -1,67 +1,71 @@
-"""Enrollment rows: which of them count, and why they can't be written from here."""
+"""Querysets of enrollments and their history: the rule of what counts, and the write guard."""
 
 from collections.abc import Callable
 from typing import Any, NoReturn, Self
 
 from django.db import models
 
-# A row of any other status does not count. `EnrollmentQuerySet.counted()` is the rule;
-# `Enrollment.is_counted` says the same of a row already read.
+# Rows of any other status do not count. `EnrollmentQuerySet.counted()` is the rule, and
+# `Enrollment.is_counted` is the same rule for a row in memory.
 COUNTED_STATUSES = ("active", "completed")
 
 
 class DirectWriteError(RuntimeError):
-    """An enrollment row was about to be written without its course's counter.
+    """Code tried to write an enrollment, or its history, without the services.
 
     Call the service that the message names.
     """
 
 
-def refused(operation: str, service: str) -> Callable[..., NoReturn]:
-    """Return a method that stands in for `operation`, and names the service to call."""
-    return _raises(
+def forbid_write(operation: str, service: str) -> Callable[..., NoReturn]:
+    """Return a method that replaces `operation` and raises DirectWriteError."""
+    return _raise_on_call(
         operation,
-        f"{operation}() would write enrollment rows past their course's counter: "
-        f"call enrollments.services.{service} instead.",
+        f"{operation}() would write enrollments without the counter of their course. "
+        f"Call enrollments.services.{service} instead.",
     )
 
 
-def refused_event(operation: str) -> Callable[..., NoReturn]:
-    return _raises(
+def forbid_event_write(operation: str) -> Callable[..., NoReturn]:
+    return _raise_on_call(
         operation,
-        f"{operation}() would write the history of enrollments past them: the services add to "
-        "it with each change, and enrollments.services.erase_student() takes a student out.",
+        f"{operation}() would change the history of enrollments. The services add to it with "
+        "each change, and enrollments.services.erase_student() removes a student from it.",
     )
 
 
-def _raises(operation: str, message: str) -> Callable[..., NoReturn]:
+def _raise_on_call(operation: str, message: str) -> Callable[..., NoReturn]:
     def method(self: Any, *args: Any, **kwargs: Any) -> NoReturn:
         raise DirectWriteError(message)
 
     method.__name__ = operation
-    method.alters_data = True  # type: ignore[attr-defined]  # for templates
+    method.alters_data = True  # type: ignore[attr-defined]  # templates must not call it
     return method
 
 
 class EnrollmentQuerySet(models.QuerySet):
+    """Enrollments. Writing methods raise DirectWriteError."""
+
     def counted(self) -> Self:
-        """Keep the rows that count towards their course's total."""
+        """Keep the rows that count toward the total of their course."""
         return self.filter(status__in=COUNTED_STATUSES)
 
-    create = refused("create", "enroll()")
-    get_or_create = refused("get_or_create", "enroll()")
-    update_or_create = refused("update_or_create", "enroll() or set_status()")
-    bulk_create = refused("bulk_create", "enroll_many()")
-    update = refused("update", "set_status() or unenroll_many()")
-    bulk_update = refused("bulk_update", "register_many()")
-    delete = refused("delete", "unenroll() or erase_student()")
+    create = forbid_write("create", "enroll()")
+    get_or_create = forbid_write("get_or_create", "enroll()")
+    update_or_create = forbid_write("update_or_create", "enroll() or set_status()")
+    bulk_create = forbid_write("bulk_create", "enroll_many()")
+    update = forbid_write("update", "set_status() or unenroll_many()")
+    bulk_update = forbid_write("bulk_update", "register_many()")
+    delete = forbid_write("delete", "unenroll() or erase_student()")
 
 
 class EnrollmentEventQuerySet(models.QuerySet):
-    create = refused_event("create")
-    get_or_create = refused_event("get_or_create")
-    update_or_create = refused_event("update_or_create")
-    bulk_create = refused_event("bulk_create")
-    update = refused_event("update")
-    bulk_update = refused_event("bulk_update")
-    delete = refused_event("delete")
+    """The history. Writing methods raise DirectWriteError."""
+
+    create = forbid_event_write("create")
+    get_or_create = forbid_event_write("get_or_create")
+    update_or_create = forbid_event_write("update_or_create")
+    bulk_create = forbid_event_write("bulk_create")
+    update = forbid_event_write("update")
+    bulk_update = forbid_event_write("bulk_update")
+    delete = forbid_event_write("delete")

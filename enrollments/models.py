@@ -1,4 +1,4 @@
-"""The enrollment row: one student in one course, kept for ever. And its history."""
+"""Enrollments, and their history."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,22 +15,25 @@ from enrollments.managers import (
     COUNTED_STATUSES,
     EnrollmentEventQuerySet,
     EnrollmentQuerySet,
-    refused,
-    refused_event,
+    forbid_event_write,
+    forbid_write,
 )
 
 
 class Enrollment(models.Model):
-    """Written by `enrollments.services`, which moves the course's counter with it."""
+    """One student in one course. Only `enrollments.services` writes it, with the counter.
+
+    Withdrawal is a soft delete, and re-enrolling reactivates the row.
+    """
 
     class Status(models.TextChoices):
         ACTIVE = "active"
         COMPLETED = "completed"
         WITHDRAWN = "withdrawn"
 
-    # Neither key needs an index of its own: the constraint's begins with the student,
-    # the index for counting with the course. On a Galera cluster that index, with the foreign
-    # key, is also what makes any write of a row collide with those of its course.
+    # Neither foreign key needs an index of its own: the index of the constraint begins with the
+    # student, and the index for counting begins with the course. On a Galera cluster, the index
+    # and the foreign key also make every write of a row conflict with writes of its course.
     student = models.ForeignKey(
         settings.AUTH_USER_MODEL, models.PROTECT, related_name="enrollments", db_index=False
     )
@@ -42,7 +45,7 @@ class Enrollment(models.Model):
     objects = EnrollmentQuerySet.as_manager()
 
     class Meta:
-        # Relations write through the base manager: course.enrollments.add(row).
+        # Relations write through the base manager: course.enrollments.add(enrollment).
         base_manager_name = "objects"
         verbose_name = "enrollment"
         constraints = [
@@ -70,11 +73,13 @@ class Enrollment(models.Model):
     def is_counted(self) -> bool:
         return self.status in COUNTED_STATUSES
 
-    save = refused("save", "enroll() or set_status()")
-    delete = refused("delete", "unenroll() or erase_student()")
+    save = forbid_write("save", "enroll() or set_status()")
+    delete = forbid_write("delete", "unenroll() or erase_student()")
 
 
 class NullableRelatedDescriptor(ForwardManyToOneDescriptor):
+    """Return None for a related object that no longer exists, as `select_related()` does."""
+
     def __get__(self, instance: Any, cls: Any = None) -> Any:
         try:
             return super().__get__(instance, cls)
@@ -83,9 +88,9 @@ class NullableRelatedDescriptor(ForwardManyToOneDescriptor):
 
 
 class UnconstrainedForeignKey(models.ForeignKey):
-    """A key of what may be gone: None then, as with `select_related()`.
+    """A foreign key to an object that may have been deleted, without a database constraint.
 
-    Otherwise `dumpdata --natural-foreign` would fail from the first deleted student on.
+    `dumpdata --natural-foreign` works although events outlive their student.
     """
 
     forward_related_accessor_class = NullableRelatedDescriptor
@@ -96,7 +101,7 @@ class UnconstrainedForeignKey(models.ForeignKey):
 
 
 class EnrollmentEvent(models.Model):
-    """What was done to an enrollment, when, and who did it. Added by `enrollments.services`."""
+    """One change of an enrollment: what, when and by whom. Only the services add events."""
 
     class Action(models.TextChoices):
         ENROLLED = "enrolled"
@@ -116,9 +121,8 @@ class EnrollmentEvent(models.Model):
         IMPORT = "import"
         SYSTEM = "system"
 
-    # Not known to the database, and not followed by deletions. A foreign key would lock the
-    # rows that it names for each event; and that somebody was erased is told by their number,
-    # which names nobody any more.
+    # Without database constraints, which would lock the student and the course for each event.
+    # Erasure events keep only the former user ID.
     student = UnconstrainedForeignKey(
         settings.AUTH_USER_MODEL,
         models.DO_NOTHING,
@@ -134,7 +138,7 @@ class EnrollmentEvent(models.Model):
         related_name="enrollment_events",
     )
     action = models.CharField(max_length=20, choices=Action)
-    # The row as it was then; empty where it was erased.
+    # The row after the change. Empty if the row was erased.
     status = models.CharField(max_length=10, choices=Enrollment.Status, blank=True)
     enrollment_date = models.DateTimeField("enrollment date", null=True)
     withdrawal_date = models.DateTimeField(null=True)
@@ -143,7 +147,7 @@ class EnrollmentEvent(models.Model):
     actor = models.CharField(
         max_length=150,
         blank=True,
-        help_text="The username as it was then; of a command, the account that ran it.",
+        help_text="User name at that time, or the operating system account that ran a command.",
     )
     other_course = UnconstrainedForeignKey(
         Course,
@@ -152,7 +156,7 @@ class EnrollmentEvent(models.Model):
         db_constraint=False,
         db_index=False,
         related_name="+",
-        help_text="From or to which the student was moved.",
+        help_text="The other course of a transfer.",
     )
 
     objects = EnrollmentEventQuerySet.as_manager()
@@ -166,19 +170,19 @@ class EnrollmentEvent(models.Model):
 
     @property
     def student_name(self) -> str:
-        return str(self.student or f"student number {self.student_id}, deleted")
+        return str(self.student or f"deleted student {self.student_id}")
 
     @property
     def course_name(self) -> str:
-        return str(self.course or f"course number {self.course_id}, deleted")
+        return str(self.course or f"deleted course {self.course_id}")
 
     @property
     def description(self) -> str:
-        """What was done, with the other course where there is one."""
-        done = self.get_action_display()
+        """The action, with the other course of a transfer."""
+        action = self.get_action_display()
         if self.other_course_id is None:
-            return done
-        return f"{done}: {self.other_course or f'number {self.other_course_id}, deleted'}"
+            return action
+        return f"{action}: {self.other_course or f'deleted course {self.other_course_id}'}"
 
-    save = refused_event("save")
-    delete = refused_event("delete")
+    save = forbid_event_write("save")
+    delete = forbid_event_write("delete")

@@ -40,7 +40,12 @@ class Migration(migrations.Migration):
         migrations.AlterField(
             model_name='course',
             name='total_enrollments',
-            field=courses.fields.CounterField(help_text='Stored number of enrollments that count. Moved by the services only.'),
+            field=courses.fields.CounterField(help_text='Stored number of enrollments that count. Only the services change it.'),
+        ),
+        migrations.AlterField(
+            model_name='course',
+            name='capacity',
+            field=models.PositiveIntegerField(blank=True, help_text='Number of seats. Leave empty for no limit. Lowering it withdraws nobody, but nobody else can enroll until seats are free.', null=True),
         ),
         migrations.RenameModel('CountCorrection', 'CountDiscrepancy'),
         migrations.RenameField('countdiscrepancy', 'at', 'found_at'),

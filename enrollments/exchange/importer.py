@@ -13,10 +13,10 @@ from django.db import transaction
 
 from courses.models import Course, Subject
 from courses.transactions import retry_transaction
-from enrollments.bulk import CHUNK as CHUNK_SIZE
 from enrollments.exchange.reader import EnrollmentFile, ParsedRow, RejectedRow, SkippedRow
 from enrollments.exchange.staging import StagingTable
 from enrollments.history import Origin, Source
+from enrollments.rows import CHUNK_SIZE
 from enrollments.services import Outcome, Registration, register_many
 
 
@@ -52,9 +52,9 @@ def import_file(
     """Import all valid rows, and create the courses and students that they need.
 
     The whole file is read before anything is written. Then each transaction registers up to
-    `CHUNK_SIZE` students of one course. Withdrawals are applied before enrollments; apart from that,
-    seats are taken in the order of the file. Enrollments absent from the file are unchanged.
-    Committed chunks survive an interruption: run the import again to finish.
+    CHUNK_SIZE students of one course. Withdrawals are applied before enrollments. Apart from
+    that, seats are taken in the order of the file. Enrollments absent from the file are
+    unchanged. Committed chunks survive an interruption: run the import again to finish.
 
     `dry_run` rolls back each transaction. `existing_only` rejects rows whose course or student
     does not exist. `actor` is recorded in the history. `on_reject` gets each rejected row,

@@ -1,5 +1,6 @@
 """Rename the fields of the history, and the values that they hold."""
 
+import django.db.models.deletion
 import django.utils.timezone
 from django.db import migrations, models
 from django.db.models import Case, F, Value, When
@@ -39,6 +40,7 @@ def _replace(apps, schema_editor, renamed):
 
 class Migration(migrations.Migration):
     dependencies = [
+        ("courses", "0006_count_discrepancies"),
         ("enrollments", "0002_enrollment_history"),
     ]
 
@@ -72,6 +74,16 @@ class Migration(migrations.Migration):
             model_name='enrollmentevent',
             name='source',
             field=models.CharField(choices=[('website', 'Website'), ('admin', 'Admin'), ('api', 'API'), ('import', 'Import'), ('system', 'System')], max_length=10),
+        ),
+        migrations.AlterField(
+            model_name='enrollmentevent',
+            name='actor',
+            field=models.CharField(blank=True, help_text='User name at that time, or the operating system account that ran a command.', max_length=150),
+        ),
+        migrations.AlterField(
+            model_name='enrollmentevent',
+            name='other_course',
+            field=models.ForeignKey(db_constraint=False, db_index=False, help_text='The other course of a transfer.', null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='courses.course'),
         ),
         migrations.RunPython(rename_values, restore_values),
     ]

@@ -15,7 +15,7 @@ from courses.models import Course, Subject
 from enrollments.models import Enrollment
 from enrollments.services import enroll, enroll_many, set_status
 from tests.conftest import drifts
-from tests.support import servers
+from tests.support.programs import chromium_options
 from tests.support.threads import wait_for_lock_waits
 
 # Playwright's loop runs in this thread, which makes Django careful; no query is made in the loop.
@@ -31,7 +31,7 @@ PHONE = {"width": 390, "height": 844}
 
 @pytest.fixture(scope="session")
 def browser_type_launch_args(browser_type_launch_args: dict[str, Any]) -> dict[str, Any]:
-    return browser_type_launch_args | servers.chromium_options()
+    return browser_type_launch_args | chromium_options()
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def titles(page: Page) -> list[str]:
 
 
 def shown_count(page: Page) -> int:
-    return int(page.locator(".students data").get_attribute("value"))
+    return int(page.locator(".enrollment-count data").get_attribute("value"))
 
 
 def test_browsing_and_searching(
@@ -104,11 +104,11 @@ def test_browsing_and_searching(
     page.get_by_label("Search").press("Enter")
     assert titles(page) == ["Graph Drawing", "Graph Theory"]
     page.get_by_label("Subject").select_option("Art")
-    page.get_by_role("button", name="Show").click()
+    page.get_by_role("button", name="Search").click()
     assert titles(page) == ["Graph Drawing"]
     page.get_by_label("Search").fill("")
     page.get_by_label("Sort by").select_option("Title")
-    page.get_by_role("button", name="Show").click()
+    page.get_by_role("button", name="Search").click()
     assert titles(page) == ["Graph Drawing", "Oil Painting"]
     page.get_by_role("link", name="Oil Painting").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Oil Painting")

@@ -10,10 +10,10 @@ from django.db import connection
 
 from benchmarks import canvas_file
 from courses.models import Course, Subject
-from enrollments.bulk import CHUNK as CHUNK_SIZE
 from enrollments.exchange.importer import ImportSummary, import_file
 from enrollments.exchange.reader import open_enrollment_file
 from enrollments.models import Enrollment
+from enrollments.rows import CHUNK_SIZE
 from enrollments.services import enroll, enroll_many, unenroll
 from tests.conftest import drifts as drift_by_title
 from tests.support.commands import everything as all_rows

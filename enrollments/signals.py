@@ -1,0 +1,9 @@
+"""The signal that tells other code about committed changes of enrollments."""
+
+from django.dispatch import Signal
+
+# Sent after COMMIT by every service that changed something, once per transaction, with
+# `sender=Enrollment` and `events`, a list of `enrollments.history.Event` in the order of the
+# changes. Inside a caller's `atomic()` it is sent after the caller's COMMIT. A receiver that
+# raises is logged by "django.dispatch", and changes nothing for the caller or other receivers.
+enrollments_changed = Signal()

@@ -1,0 +1,322 @@
+"""How rows, counter and history change together, under the lock of their course.
+
+Every function that is decorated with `retry_transaction` is one transaction. It locks the course
+row before it reads or writes any enrollment of the course, and several courses in the order of
+their keys: writers of one course queue up and do not deadlock. Under that lock, the rows of the
+course need no locks of their own.
+"""
+
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, NamedTuple
+
+from django.db import IntegrityError, connection
+from django.db.models import F
+
+from courses.counts.drift import recount_locked
+from courses.counts.metrics import REJECTIONS
+from courses.models import Course
+from courses.transactions import retry_transaction
+from enrollments import history, rows, statements
+from enrollments.history import Action, Event, EventContext
+from enrollments.models import Enrollment
+from enrollments.results import CourseFull, NotEnrolled, Outcome, Outcomes
+from enrollments.rows import Row
+from enrollments.transitions import RowValues, Transition, activate, withdraw_active
+
+logger = logging.getLogger(__name__)
+
+
+class WriteResult(NamedTuple):
+    """What happened to the row of one student."""
+
+    enrollment: Enrollment | None  # None: there is no row
+    outcome: Outcome
+
+    @property
+    def is_changed(self) -> bool:
+        return self.outcome is not Outcome.UNCHANGED
+
+
+def _is_same_result(earlier: WriteResult, latest: WriteResult) -> bool:
+    # Each call has a time of its own, so the dates tell our row from one that others wrote.
+    return (
+        not latest.is_changed
+        and earlier.enrollment is not None
+        and latest.enrollment is not None
+        and rows.row_values(earlier.enrollment) == rows.row_values(latest.enrollment)
+    )
+
+
+@retry_transaction(is_own_result=_is_same_result)
+def enroll_one(student_id: Any, course_id: Any, context: EventContext) -> WriteResult:
+    """Enroll one student. A new row takes one UPDATE of the course and two INSERTs."""
+    if connection.features.can_defer_constraint_checks:
+        # This database would only notice a missing student at COMMIT.
+        rows.require_students([student_id])
+    values = RowValues(Enrollment.Status.ACTIVE, context.created_at, None)
+    if _take_seat(course_id):
+        try:
+            row = Row(rows.insert_row(student_id, course_id, values), values)
+        except IntegrityError:
+            # MariaDB, MySQL and SQLite roll back the failed statement only.
+            _release_seat(course_id)
+        else:
+            event = Event(student_id, course_id, Action.ENROLLED, *values, *context)
+            history.record_events([event])
+            enrollment = rows.make_enrollment(student_id, course_id, row)
+            return WriteResult(enrollment, Outcome.CREATED)
+    # The student has a row already, or there is no free seat, or the keys do not exist.
+    return _write_one(_lock_course(course_id), student_id, activate(context.created_at), context)
+
+
+@retry_transaction(is_own_result=_is_same_result)
+def write_one(
+    student_id: Any, course_id: Any, transition: Transition, context: EventContext
+) -> WriteResult:
+    """Apply a transition to the row of one student. Raises CourseFull."""
+    return _write_one(_lock_course(course_id), student_id, transition, context)
+
+
+@retry_transaction(
+    is_own_result=lambda earlier, latest: (
+        {*latest.values()} <= {Outcome.UNCHANGED, Outcome.REJECTED}
+    )
+)
+def write_many(
+    course_id: Any, transitions: Mapping[Any, Transition], context: EventContext
+) -> Outcomes:
+    """Apply the transitions to the rows of many students, by student key, in one transaction."""
+    change = _write_rows(_lock_course(course_id), transitions, context)
+    history.record_events(change.events)
+    return change.outcomes
+
+
+def write_in_chunks(
+    course_id: Any,
+    transitions: Mapping[Any, Transition],
+    context: EventContext,
+    chunk_size: int | None,
+) -> Outcomes:
+    """Like `write_many()`, in one transaction for each chunk. None: one transaction for all."""
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, not {chunk_size}.")
+    remaining = iter(transitions.items())
+    outcomes = write_many(course_id, dict(islice(remaining, chunk_size)), context)
+    while chunk := dict(islice(remaining, chunk_size)):
+        outcomes |= write_many(course_id, chunk, context)
+    return outcomes
+
+
+@retry_transaction(is_own_result=_is_same_result)
+def transfer_one(
+    student_id: Any, source_id: Any, target_id: Any, context: EventContext
+) -> WriteResult:
+    """Move an active enrollment; return the row in the target and the outcome in the source."""
+    courses = _lock_courses([source_id, target_id])
+    source, target = courses[source_id], courses[target_id]
+    withdraw, enroll = withdraw_active(context.created_at), activate(context.created_at)
+    withdrawal = _write_rows(source, {student_id: withdraw}, context, target.pk)
+    outcome = withdrawal.outcomes[student_id]
+    if outcome is Outcome.UNCHANGED:
+        row = rows.read_rows(target.pk, [student_id]).get(student_id)
+        if row is None or not row.values.is_counted:
+            raise NotEnrolled(f"The student has no active enrollment in “{source.title}”.")
+        return WriteResult(rows.make_enrollment(student_id, target.pk, row), outcome)
+    arrival = _write_rows(target, {student_id: enroll}, context, source.pk)
+    if arrival.outcomes[student_id] is Outcome.REJECTED:
+        raise CourseFull(target)
+    history.record_events([*withdrawal.events, *arrival.events])
+    enrollment = rows.make_enrollment(student_id, target.pk, arrival.rows[student_id])
+    return WriteResult(enrollment, outcome)
+
+
+@retry_transaction(is_own_result=lambda earlier, latest: latest == 0)
+def erase_once(student_id: Any, context: EventContext) -> int | None:
+    """Delete the rows and events of a student and return the number of rows.
+
+    Returns None, and changes nothing, if the student was enrolled in another course while the
+    courses were being locked. Call it again then.
+    """
+    rows.require_students([student_id])
+    courses = _lock_courses({row.course_id for row in rows.read_rows_of_student(student_id)})
+    # Read the events before the rows: every event that is deleted then belongs to a row whose
+    # course is locked. If the student is enrolled in one more course now, its events stay.
+    event_pks = history.event_pks(student_id)
+    enrollments = rows.read_rows_of_student(student_id)
+    if not {enrollment.course_id for enrollment in enrollments} <= courses.keys():
+        return None
+    history.delete_events(event_pks)
+    for enrollment in enrollments:
+        rows.delete_row(enrollment)
+        _move_counter(courses[enrollment.course_id], -int(enrollment.is_counted))
+    history.record_events(
+        [
+            Event(student_id, enrollment.course_id, Action.ERASED, "", None, None, *context)
+            for enrollment in enrollments
+        ]
+    )
+    return len(enrollments)
+
+
+# Under the lock of one course ---------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Change:
+    """How the rows of one course change. All mappings are by student key."""
+
+    rows: dict[Any, Row]  # after the change, without rows that were inserted in bulk
+    outcomes: Outcomes = field(default_factory=dict)
+    inserts: dict[Any, RowValues] = field(default_factory=dict)
+    updates: dict[Any, tuple[Row, RowValues]] = field(default_factory=dict)
+    delta: int = 0  # of the counter
+    events: list[Event] = field(default_factory=list)
+
+
+def _write_one(
+    course: Course, student_id: Any, transition: Transition, context: EventContext
+) -> WriteResult:
+    change = _write_rows(course, {student_id: transition}, context)
+    if change.outcomes[student_id] is Outcome.REJECTED:
+        raise CourseFull(course)
+    history.record_events(change.events)
+    row = change.rows.get(student_id)
+    enrollment = None if row is None else rows.make_enrollment(student_id, course.pk, row)
+    return WriteResult(enrollment, change.outcomes[student_id])
+
+
+def _write_rows(
+    course: Course,
+    transitions: Mapping[Any, Transition],
+    context: EventContext,
+    other_course_id: Any = None,
+) -> _Change:
+    """Apply transitions to the rows of a locked course, and move its counter.
+
+    The caller records the events. `other_course_id` is set if a student is transferred.
+    """
+    change = _plan(course, rows.read_rows(course.pk, list(transitions)), transitions)
+    _require_students_of(change)
+    _insert(course, change)
+    rows.update_rows(change.updates.values())
+    change.rows |= {key: Row(row.pk, values) for key, (row, values) in change.updates.items()}
+    _move_counter(course, change.delta)
+    change.events = list(_events(course, change, context, other_course_id))
+    return change
+
+
+def _plan(
+    course: Course, current: dict[Any, Row], transitions: Mapping[Any, Transition]
+) -> _Change:
+    """Decide what happens to each row. Free seats go to students in the given order."""
+    change = _Change(current)
+    capacity = math.inf if course.capacity is None else course.capacity
+    for student_id, transition in transitions.items():
+        row = current.get(student_id)
+        values = transition(row and row.values)
+        if values is None:
+            change.outcomes[student_id] = Outcome.UNCHANGED
+            continue
+        delta = values.is_counted - (row is not None and row.values.is_counted)
+        if delta > 0 and course.total_enrollments + change.delta + delta > capacity:
+            change.outcomes[student_id] = Outcome.REJECTED
+            REJECTIONS.inc()
+            continue
+        change.delta += delta
+        if row is None:
+            change.outcomes[student_id] = Outcome.CREATED
+            change.inserts[student_id] = values
+        else:
+            change.outcomes[student_id] = _UPDATE_OUTCOMES[delta]
+            change.updates[student_id] = (row, values)
+    return change
+
+
+_UPDATE_OUTCOMES = {1: Outcome.REENROLLED, 0: Outcome.UPDATED, -1: Outcome.WITHDRAWN}
+
+
+def _insert(course: Course, change: _Change) -> None:
+    try:
+        if len(change.inserts) == 1:
+            ((student_id, values),) = change.inserts.items()
+            pk = rows.insert_row(student_id, course.pk, values)
+            change.rows[student_id] = Row(pk, values)
+        elif change.inserts:
+            rows.insert_rows(course.pk, change.inserts)
+    except IntegrityError as error:
+        rows.require_students(list(change.inserts))
+        raise IntegrityError(
+            f"Other code inserts enrollments of course {course.pk} without locking the course."
+        ) from error
+
+
+def _require_students_of(change: _Change) -> None:
+    """Raise the user model's DoesNotExist for a student who has no row and does not exist."""
+    without_row = [student_id for student_id in change.outcomes if student_id not in change.rows]
+    if not connection.features.can_defer_constraint_checks:
+        # The foreign key checks inserted rows at once.
+        without_row = [key for key in without_row if key not in change.inserts]
+    rows.require_students(without_row)
+
+
+def _events(
+    course: Course, change: _Change, context: EventContext, other_course_id: Any
+) -> Iterator[Event]:
+    is_transfer = other_course_id is not None
+    for student_id, outcome in change.outcomes.items():
+        if outcome in (Outcome.UNCHANGED, Outcome.REJECTED):
+            continue
+        if outcome is Outcome.CREATED:
+            old_status, values = None, change.inserts[student_id]
+        else:
+            row, values = change.updates[student_id]
+            old_status = row.values.status
+        action = history.action_for(old_status, values.status, is_transfer=is_transfer)
+        yield Event(student_id, course.pk, action, *values, *context, other_course_id)
+
+
+# The course ---------------------------------------------------------------------------------
+
+
+def _take_seat(course_id: Any) -> bool:
+    """Lock a course and take a free seat in one statement. False: it is full, or missing."""
+    with connection.cursor() as cursor:
+        return statements.take_seat.execute(cursor, course_id) > 0
+
+
+def _release_seat(course_id: Any) -> None:
+    with connection.cursor() as cursor:
+        statements.release_seat.execute(cursor, course_id)
+
+
+def _lock_course(course_id: Any) -> Course:
+    return _lock_courses([course_id])[course_id]
+
+
+def _lock_courses(course_ids: Iterable[Any]) -> dict[Any, Course]:
+    """Lock courses in the order of their keys, and return them by key."""
+    ids = set(course_ids)
+    locked = Course.objects.filter(pk__in=ids).order_by("pk").select_for_update()
+    courses = {course.pk: course for course in locked}
+    if missing := ids - courses.keys():
+        raise Course.DoesNotExist(f"Course {rows.format_keys(missing)} does not exist.")
+    return courses
+
+
+def _move_counter(course: Course, delta: int) -> None:
+    """Add `delta` to the counter of a locked course, after its rows have changed."""
+    if course.total_enrollments + delta < 0:
+        recount_locked([course.pk])
+        logger.error(
+            "The stored count of course %s was %d, too low to subtract %d. The count had drifted "
+            "and has been corrected. Find the code that writes enrollments without the services.",
+            course.pk,
+            course.total_enrollments,
+            -delta,
+        )
+    elif delta:
+        Course.objects.filter(pk=course.pk).update(total_enrollments=F("total_enrollments") + delta)
