@@ -9,9 +9,8 @@ from django.test import Client
 
 from courses.models import Course, Subject
 from enrollments.models import Enrollment
-from tests.conftest import drifts as drift_by_title
-from tests.support.commands import assert_usage_error, manage
-from tests.support.commands import everything as all_rows
+from tests.support.commands import all_rows, assert_usage_error, manage
+from tests.support.counts import drift_by_title
 
 FEW_STUDENTS = ["--students", "60"]
 

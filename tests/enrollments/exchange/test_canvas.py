@@ -5,8 +5,8 @@ import pytest
 
 from enrollments.exchange.importer import ImportSummary
 from enrollments.exchange.reader import SkippedRow
-from tests.conftest import drifts as drift_by_title
-from tests.support.commands import everything as all_rows
+from tests.support.commands import all_rows
+from tests.support.counts import drift_by_title
 from tests.support.exchange import (
     CANVAS_HEADER,
     counts_by_title,

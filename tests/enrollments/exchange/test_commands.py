@@ -14,9 +14,13 @@ from django.core.management import CommandError, call_command
 from courses.models import Course
 from enrollments.models import Enrollment
 from enrollments.services import enroll
-from tests.support.commands import NOBODY as UNREACHABLE_ADDRESS
-from tests.support.commands import assert_usage_error, manage, unmigrated_database
-from tests.support.commands import everything as all_rows
+from tests.support.commands import (
+    UNREACHABLE_ADDRESS,
+    all_rows,
+    assert_usage_error,
+    manage,
+    unmigrated_database,
+)
 from tests.support.exchange import (
     CANVAS_HEADER,
     OPEN_UNIVERSITY_HEADER,

@@ -24,7 +24,7 @@ from enrollments.services import (
     set_status,
     unenroll,
 )
-from tests.conftest import drifts as drift_by_title
+from tests.support.counts import drift_by_title
 from tests.support.exchange import import_path, statuses
 
 MakeCourse = Callable[..., Course]

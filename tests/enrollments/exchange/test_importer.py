@@ -15,8 +15,8 @@ from enrollments.exchange.reader import open_enrollment_file
 from enrollments.models import Enrollment
 from enrollments.rows import CHUNK_SIZE
 from enrollments.services import enroll, enroll_many, unenroll
-from tests.conftest import drifts as drift_by_title
-from tests.support.commands import everything as all_rows
+from tests.support.commands import all_rows
+from tests.support.counts import drift_by_title
 from tests.support.exchange import (
     CANVAS_HEADER,
     OPEN_UNIVERSITY_HEADER,

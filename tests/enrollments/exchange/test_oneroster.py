@@ -7,7 +7,7 @@ import pytest
 from enrollments.exchange.importer import ImportSummary
 from enrollments.exchange.reader import SkippedRow
 from enrollments.models import Enrollment
-from tests.conftest import drifts as drift_by_title
+from tests.support.counts import drift_by_title
 from tests.support.exchange import (
     ONEROSTER_HEADER,
     counts_by_title,

@@ -8,8 +8,8 @@ from django.contrib.auth import get_user_model
 from courses.models import Course
 from enrollments.exchange import available_formats
 from enrollments.exchange.importer import ImportSummary
-from tests.conftest import drifts as drift_by_title
-from tests.support.commands import everything as all_rows
+from tests.support.commands import all_rows
+from tests.support.counts import drift_by_title
 from tests.support.exchange import (
     OPEN_UNIVERSITY_HEADER,
     counts_by_title,
