@@ -8,7 +8,7 @@ from django.core.management.base import CommandParser
 from django.db import IntegrityError, transaction
 from django.utils.text import slugify
 
-from courses.management.base import AppCommand
+from courses.management.base import AppCommand, positive_int
 from courses.models import Course, Subject
 from enrollments.history import Origin
 from enrollments.models import Enrollment
@@ -42,7 +42,11 @@ class Command(AppCommand):
             "--seed", metavar="NUMBER", type=int, default=1, help="default: %(default)s"
         )
         parser.add_argument(
-            "--students", metavar="NUMBER", type=int, default=3_000, help="default: %(default)s"
+            "--students",
+            metavar="NUMBER",
+            type=positive_int,
+            default=3_000,
+            help="default: %(default)s",
         )
 
     def handle(self, *, seed: int, students: int, **options: Any) -> None:
@@ -50,8 +54,6 @@ class Command(AppCommand):
             raise self.usage_error(
                 "Demo data includes an account with a well-known password. Set DEBUG=1 to load it."
             )
-        if students < 1:
-            raise self.usage_error(f"--students must be at least 1, not {students}.")
         try:
             self._load(random.Random(seed), students)
         except IntegrityError as error:

@@ -1,7 +1,9 @@
 import csv
 import gzip
 import os
+import pty
 import resource
+import termios
 import threading
 from collections.abc import Callable
 from datetime import date
@@ -317,12 +319,33 @@ class TestExportProcess:
         result = manage("export_courses")
         assert result.stdout.splitlines()[1].endswith(",aaa-2013j,AAA-2013J,,1,1,0")
 
+    @pytest.mark.parametrize("command", ["export_courses", "export_enrollments"])
+    def test_shows_a_progress_bar_unless_rows_are_on_the_terminal(
+        self, tmp_path: Path, command: str
+    ) -> None:
+        path = tmp_path / "export.csv"
+        assert "0/1" in run_on_terminal(command, "--output", str(path))
+        assert run_on_terminal(command).replace("\r", "").splitlines() == (
+            path.read_text().splitlines()
+        )
+
     def test_reports_the_number_of_rows_in_a_file(self, tmp_path: Path) -> None:
         path = tmp_path / "export.csv"
         result = manage("export_courses", "--output", str(path))
         assert result.stdout == f"Wrote 1 course to {path}.\n"
         result = manage("export_enrollments", "--output", str(path))
         assert result.stdout == f"Wrote 1 enrollment to {path}.\n"
+
+
+def run_on_terminal(*arguments: str) -> str:
+    """Return everything that a command writes to a terminal."""
+    terminal, output = pty.openpty()
+    termios.tcsetwinsize(output, (24, 200))
+    manage(*arguments, stdout=output, stderr=output)
+    os.close(output)
+    text = os.read(terminal, 65_536).decode()
+    os.close(terminal)
+    return text
 
 
 class TestEraseStudent:
