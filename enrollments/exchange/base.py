@@ -84,9 +84,9 @@ def parse_datetime(column: str, value: str) -> datetime | None:
 
 @lru_cache(maxsize=4096)
 def make_slug(course_id: str) -> str:
-    """Return the slug of the course that has this ID in other systems, in any case.
+    """Return the slug of the course that has this ID in other systems.
 
-    Raises ValueError if the ID is not valid.
+    IDs that differ only in case have the same slug. Raises ValueError for an invalid ID.
     """
     if not course_id or len(course_id) > _MAX_ID_LENGTH or not course_id.isprintable():
         raise ValueError(

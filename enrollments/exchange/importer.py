@@ -90,7 +90,7 @@ def import_file(
             on_progress(len(chunk))
         summary.courses_created = staging.count_created("course")
         summary.students_created = staging.count_created("student")
-    # The remaining rows have no effect beside those that were effective.
+    # Of the rows that were not effective, none changed anything.
     summary.unchanged += remaining
     on_progress(remaining)
     return summary
@@ -111,7 +111,7 @@ class _ChunkResult:
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     rejections: dict[str, str] = field(default_factory=dict)  # the reasons by student
     created: set[tuple[str, str]] = field(default_factory=set)  # ("student", username), …
-    # By how much the chunks of this course that were rolled back changed its counter.
+    # By how much a dry run has changed the counter of the course in all chunks so far.
     simulated_change: int = 0
 
 
@@ -140,6 +140,7 @@ def _register_rows(
 
 
 def _is_own_result(unconfirmed: _ChunkResult, current: _ChunkResult) -> bool:
+    """Return whether the unconfirmed attempt was committed, so that nothing was left to do."""
     return {*current.outcomes.values()} <= {Outcome.UNCHANGED, Outcome.REJECTED}
 
 
@@ -147,9 +148,10 @@ def _is_own_result(unconfirmed: _ChunkResult, current: _ChunkResult) -> bool:
 def _register_chunk(
     rows: list[ParsedRow], options: _Options, *, simulated_change: int
 ) -> _ChunkResult:
-    """Register students in one course. A dry run rolls back and returns the change of the counter.
+    """Register students in one course, in one transaction.
 
-    `simulated_change` is the change by the chunks that a dry run rolled back before.
+    A dry run rolls back. Its result has a new `simulated_change`, which must be passed with the
+    next chunk of the course: seats that this chunk would take are then taken.
     """
     usernames = [row.record.username for row in rows]
     try:
@@ -186,8 +188,7 @@ class _NoCourse(Exception):
 def _get_or_create_course(row: ParsedRow, options: _Options) -> tuple[Course, bool]:
     """Return the course of a row and whether it was created. Raises _NoCourse."""
     course_id, slug = row.record.course_id, row.slug
-    # MariaDB's comparison ignores case and accents. The slugs of existing courses may have upper
-    # case.
+    # MariaDB's comparison ignores case and accents. Existing slugs may contain capital letters.
     similar = list(Course.objects.filter(slug__in={slug, course_id}))
     for course in sorted(similar, key=lambda course: course.slug != slug):
         if course.slug.lower() == slug:
@@ -209,9 +210,7 @@ def _get_or_create_subject(name: str) -> Subject | None:
         return None
     # Both the name and the slug are unique, and an existing subject may have another slug.
     existing = Subject.objects.filter(name=name).first()
-    if existing:
-        return existing
-    return Subject.objects.get_or_create(slug=name.lower(), defaults={"name": name})[0]
+    return existing or Subject.objects.get_or_create(slug=name.lower(), defaults={"name": name})[0]
 
 
 def _get_or_create_students(

@@ -27,6 +27,7 @@ from enrollments.exchange.base import EnrollmentRecord, Format, make_slug
 # In characters. Longer lines are rejected, and not kept in memory.
 _MAX_LINE_LENGTH = csv.field_size_limit()
 _REPLACEMENT_CHARACTER = "\ufffd"
+_READ_ERRORS = (EOFError, OSError, UnicodeError, lzma.LZMAError, zipfile.BadZipFile, zlib.error)
 
 
 class UnreadableFile(Exception):
@@ -139,7 +140,7 @@ class EnrollmentFile:
             except StopIteration:
                 return None
             except csv.Error as error:
-                # A stray quote must not cost the lines after its own.
+                # Only the line of a stray quote is rejected, not the lines after it.
                 line = self._lines.push_back_all_but_first()
                 return RejectedRow(self._lines.row_number, str(error), [line.rstrip("\r\n")])
         try:
@@ -151,8 +152,8 @@ class EnrollmentFile:
         if len(values) != len(self.header):
             # The quotes may be stray, or enclose a field of several lines.
             lines = len(self._lines.row)
-            joined = f", because quotes join {lines} lines into one row" if lines > 1 else ""
-            raise ValueError(f"expected {len(self.header)} fields, found {len(values)}{joined}")
+            cause = f", because quotes join {lines} lines into one row" if lines > 1 else ""
+            raise ValueError(f"expected {len(self.header)} fields, found {len(values)}{cause}")
         if _REPLACEMENT_CHARACTER in "".join(values):
             raise ValueError(f"not in {self.encoding}: pass the encoding with --encoding")
         fields = [*values, ""]
@@ -189,9 +190,9 @@ class _Lines:
     def _read(self) -> str:
         line = self._text.readline(_MAX_LINE_LENGTH)
         if len(line) == _MAX_LINE_LENGTH:
-            part = line
-            while part and part[-1] not in "\r\n":
-                part = self._text.readline(_MAX_LINE_LENGTH)
+            remainder = line
+            while remainder and remainder[-1] not in "\r\n":
+                remainder = self._text.readline(_MAX_LINE_LENGTH)
         return line
 
     def start_row(self) -> None:
@@ -217,13 +218,13 @@ def _validate_username(username: str) -> None:
 def _report_unreadable(path: Path) -> Iterator[None]:
     try:
         yield
-    except (EOFError, OSError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, UnicodeError) as e:
-        reason = getattr(e, "strerror", None) or str(e)
-        raise UnreadableFile(f"{path} cannot be read: {reason}.") from e
+    except _READ_ERRORS as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UnreadableFile(f"{path} cannot be read: {reason}.") from error
 
 
 def _decompress(path: Path, stack: ExitStack) -> IO[bytes]:
-    """Return the content of a file. Its first bytes are peeked at: a pipe has no extension."""
+    """Return the content of a file. Its type is recognized by its first bytes, not its name."""
     file: Any = sys.stdin.buffer if str(path) == "-" else stack.enter_context(path.open("rb"))
     signature = file.peek(10)[:10]
     if signature.startswith(b"PK\x03\x04"):

@@ -57,27 +57,9 @@ class Command(AppCommand):
         )
         add_start_argument(parser)
 
-    def handle(self, *, dry_run: bool, verbosity: int, **options: Any) -> None:
-        formats = available_formats(first_days=dict(options["first_days"])).values()
+    def handle(self, *, verbosity: int, **options: Any) -> None:
         try:
-            with (
-                open_enrollment_file(
-                    path=options["file"], encoding=options["encoding"], formats=formats
-                ) as file,
-                self._rejected_rows(options["report"], file.header) as on_reject,
-                self.progress(total=None, unit="row") as bar,
-            ):
-                if verbosity > 1:
-                    self.stdout.write(f"Format: {file.format.name} in {file.encoding}.")
-                summary = import_file(
-                    file=file,
-                    on_reject=on_reject,
-                    actor=self.actor_name(),
-                    dry_run=dry_run,
-                    existing_only=options["existing_only"],
-                    on_total=bar.reset,
-                    on_progress=bar.update,
-                )
+            summary = self._import(verbosity, **options)
         except UnreadableFile as error:
             raise self.usage_error(str(error)) from error
         except sqlite3.Error as error:
@@ -86,11 +68,38 @@ class Command(AppCommand):
                 "or set SQLITE_TMPDIR to another folder, and run the import again."
             ) from error
         if verbosity:
-            if dry_run:
+            if options["dry_run"]:
                 self.stdout.write("Dry run: nothing was changed. An import would do this:")
             self.stdout.write(_describe(summary))
         if summary.rejected:
             sys.exit(1)
+
+    def _import(
+        self,
+        verbosity: int,
+        *,
+        file: Path,
+        encoding: str | None,
+        report: Path | None,
+        **options: Any,
+    ) -> ImportSummary:
+        formats = available_formats(first_days=dict(options["first_days"])).values()
+        with (
+            open_enrollment_file(path=file, encoding=encoding, formats=formats) as opened,
+            self._rejected_rows(report, opened.header) as on_reject,
+            self.progress(total=None, unit="row") as bar,
+        ):
+            if verbosity > 1:
+                self.stdout.write(f"Format: {opened.format.name} in {opened.encoding}.")
+            return import_file(
+                file=opened,
+                on_reject=on_reject,
+                actor=self.actor_name(),
+                dry_run=options["dry_run"],
+                existing_only=options["existing_only"],
+                on_total=bar.reset,
+                on_progress=bar.update,
+            )
 
     @contextmanager
     def _rejected_rows(
