@@ -1,11 +1,9 @@
 """Querysets of enrollments and their history: the rule of what counts, and the write guard."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any, NoReturn, Self
 
 from django.db import models
-from django.db.models.functions import TruncDate
 
 # Rows of any other status do not count. `EnrollmentQuerySet.counted()` is the rule, and
 # `Enrollment.is_counted` is the same rule for a row in memory.
@@ -51,12 +49,6 @@ class EnrollmentQuerySet(models.QuerySet):
     def counted(self) -> Self:
         """Keep the rows that count toward the total of their course."""
         return self.filter(status__in=COUNTED_STATUSES)
-
-    def enrolled_by_day(self, *, since: datetime) -> dict[str, int]:
-        day = TruncDate("enrollment_date", tzinfo=UTC)
-        days = self.filter(enrollment_date__gte=since).annotate(day=day)
-        numbers = days.order_by("day").values("day").annotate(rows=models.Count("pk"))
-        return {day.isoformat(): rows for day, rows in numbers.values_list("day", "rows")}
 
     create = forbid_write("create", "enroll()")
     get_or_create = forbid_write("get_or_create", "enroll()")

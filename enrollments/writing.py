@@ -310,7 +310,7 @@ def _lock_courses(course_ids: Iterable[Any]) -> dict[Any, Course]:
 def _move_counter(course: Course, delta: int) -> None:
     """Add `delta` to the counter of a locked course, after its rows have changed."""
     if course.total_enrollments + delta < 0:
-        recount_locked([course.pk])
+        recount_locked(course_pks=[course.pk])
         logger.error(
             "The stored count of course %s was %d, too low to subtract %d. The count had drifted "
             "and has been corrected. Find the code that writes enrollments without the services.",

@@ -6,6 +6,8 @@ from django.http import HttpRequest
 
 
 class CatalogAdminSite(admin.AdminSite):
+    site_title = site_header = "Course catalog administration"
+
     def get_log_entries(self, request: HttpRequest) -> QuerySet:
-        # The newest first, as Django has it; by time, all of the person's would be sorted.
+        # Django's order by time would sort all entries of the user.
         return super().get_log_entries(request).order_by("-pk")

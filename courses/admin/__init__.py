@@ -1,4 +1,4 @@
-"""The admin of courses and of their counts."""
+"""The admin of courses, subjects, and audit runs."""
 
 from courses.admin import counts, courses
 

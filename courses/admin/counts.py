@@ -1,79 +1,151 @@
-"""The recorded checks and rebuilds in the admin."""
+"""The Count health page, and the recorded checks and rebuilds."""
 
-from django.contrib import admin
+from typing import Any
+
+from django.contrib import admin, messages
+from django.contrib.humanize.templatetags.humanize import intcomma
+from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
-from django.http import HttpRequest
-from django.urls import reverse
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect
+from django.template.defaultfilters import pluralize
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
 
-from courses.admin.base import ReadOnlyAdmin
+from courses.admin.base import ReadOnlyAdmin, actor_label
+from courses.counts.audit import CHECK_TIME_LIMIT, CheckInProgress, TimedCheckResult, timed_check
 from courses.counts.models import CountDiscrepancy, CountRun
+from courses.counts.status import CHART_DAYS, count_chart, count_status, last_runs
 
 
 @admin.register(CountRun)
 class CountRunAdmin(ReadOnlyAdmin):
     list_display = [
-        "started_at",
-        "kind",
-        "actor",
-        "courses_checked",
-        "drifted",
-        "corrected",
-        "took_seconds",
+        *("started_at", "kind", "actor", "courses_checked", "drifted", "corrected"),
+        *("absolute_drift", "duration_text"),
     ]
     list_filter = ["kind", "is_full"]
-    sortable_when_large = ["started_at"]
+    sortable_by = ["started_at"]
     fields = [
-        *(
-            "kind",
-            "actor",
-            "started_at",
-            "finished_at",
-            "took_seconds",
-            "is_full",
-            "courses_checked",
-        ),
-        *("drifted", "corrected", "absolute_drift", "stored_sum", "true_sum", "entries"),
+        *("kind", "actor", "started_at", "finished_at", "duration_text", "is_full"),
+        *("courses_checked", "drifted", "corrected", "absolute_drift", "discrepancies_link"),
     ]
-    readonly_fields = ["took_seconds", "entries"]
+    readonly_fields = ["duration_text", "discrepancies_link"]
 
-    def get_queryset(self, request: HttpRequest) -> QuerySet[CountRun]:
-        return super().get_queryset(request).defer("enrolled_by_day")
+    def get_urls(self) -> list[URLPattern]:
+        view = self.admin_site.admin_view(self.count_health_view)
+        return [path("health/", view, name="courses_count_health"), *super().get_urls()]
 
-    @admin.display(description="took")
-    def took_seconds(self, run: CountRun) -> str:
-        return f"{run.duration.total_seconds():.2f} s" if run.duration else "not at its end"
+    def count_health_view(self, request: HttpRequest) -> HttpResponse:
+        if not request.user.has_perm("courses.view_course"):
+            raise PermissionDenied
+        can_change_courses = request.user.has_perm("courses.change_course")
+        if request.method == "POST":
+            if not can_change_courses:
+                raise PermissionDenied
+            self._check_now(request)
+            return redirect("admin:courses_count_health")
+        context: dict[str, Any] = self.admin_site.each_context(request) | {
+            "title": "Count health",
+            "opts": self.opts,
+            "status": count_status(),
+            "chart": count_chart(),
+            "runs": last_runs(),
+            "chart_days": CHART_DAYS,
+            "check_seconds": int(CHECK_TIME_LIMIT),
+            "can_change_courses": can_change_courses,
+            "can_view_runs": self.has_view_permission(request),
+        }
+        return TemplateResponse(request, "admin/courses/counts/health.html", context)
 
-    @admin.display(description="drifts found")
-    def entries(self, run: CountRun) -> str:
+    def _check_now(self, request: HttpRequest) -> None:
+        try:
+            result = timed_check(actor=actor_label(request))
+        except CheckInProgress:
+            message = "A check is already running. Reload this page in a few seconds."
+            self.message_user(request, message, messages.WARNING)
+            return
+        if result.drifted:
+            level = messages.ERROR
+        else:
+            level = messages.SUCCESS if result.is_complete else messages.WARNING
+        self.message_user(request, _describe(result), level)
+
+    @admin.display(description="duration")
+    def duration_text(self, run: CountRun) -> str:
+        return f"{run.duration.total_seconds():.2f} s" if run.duration else "unfinished"
+
+    @admin.display(description="discrepancies")
+    def discrepancies_link(self, run: CountRun) -> str:
         url = reverse("admin:courses_countdiscrepancy_changelist")
-        return format_html('<a href="{}?run__id__exact={}">Those entered</a>', url, run.pk)
+        text = "Drifted courses last seen by this run"
+        return format_html('<a href="{}?run__id__exact={}">{}</a>', url, run.pk, text)
+
+
+def _describe(result: TimedCheckResult) -> str:
+    number = result.courses_checked
+    outcome = (
+        f"{intcomma(result.drifted)} drifted." if result.drifted else "all counts are correct."
+    )
+    message = f"{intcomma(number)} course{pluralize(number)} checked: {outcome}"
+    if result.is_complete:
+        return message
+    return (
+        f"{message} The time limit was reached after course {result.last_id}. "
+        "Check all courses with: manage.py rebuild_counts --check"
+    )
+
+
+class ResolvedFilter(admin.SimpleListFilter):
+    title = "status"
+    parameter_name = "status"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("open", "Open"), ("resolved", "Resolved")]
+
+    def queryset(
+        self, request: HttpRequest, queryset: QuerySet[CountDiscrepancy]
+    ) -> QuerySet[CountDiscrepancy]:
+        if self.value() in ("open", "resolved"):
+            return queryset.filter(resolved_at__isnull=self.value() == "open")
+        return queryset
 
 
 @admin.register(CountDiscrepancy)
 class CountDiscrepancyAdmin(ReadOnlyAdmin):
-    list_display = ["course_title", "stored", "true", "signed", "corrected", "found_at", "actor"]
-    list_filter = ["corrected"]
+    list_display = [
+        *("course_title", "stored", "true", "signed_drift"),
+        *("found_at", "last_seen_at", "resolved_text", "actor"),
+    ]
+    list_filter = [ResolvedFilter]
     list_select_related = ["run"]
-    fields = ["course_link", "stored", "true", "signed", "corrected", "found_at", "run_link"]
-    readonly_fields = ["course_link", "signed", "run_link"]
+    fields = [
+        *("course_link", "stored", "true", "signed_drift"),
+        *("found_at", "last_seen_at", "resolved_at", "corrected", "run_link"),
+    ]
+    readonly_fields = ["course_link", "signed_drift", "run_link"]
 
-    @admin.display(description="drift", ordering="drift")
-    def signed(self, found: CountDiscrepancy) -> str:
-        return f"{found.drift:+d}"
+    @admin.display(description="drift")
+    def signed_drift(self, discrepancy: CountDiscrepancy) -> str:
+        return f"{discrepancy.drift:+d}"
 
-    @admin.display(ordering="run__actor")
-    def actor(self, found: CountDiscrepancy) -> str:
-        return found.run.actor
+    @admin.display(description="resolved at", empty_value="open")
+    def resolved_text(self, discrepancy: CountDiscrepancy) -> Any:
+        return discrepancy.resolved_at
+
+    @admin.display(description="last seen by")
+    def actor(self, discrepancy: CountDiscrepancy) -> str:
+        return discrepancy.run.actor
 
     @admin.display(description="course")
-    def course_link(self, found: CountDiscrepancy) -> str:
-        if found.course_id is None:
-            return found.course_title
-        url = reverse("admin:courses_course_change", args=[found.course_id])
-        return format_html('<a href="{}">{}</a>', url, found.course_title)
+    def course_link(self, discrepancy: CountDiscrepancy) -> str:
+        if discrepancy.course_id is None:
+            return discrepancy.course_title
+        url = reverse("admin:courses_course_change", args=[discrepancy.course_id])
+        return format_html('<a href="{}">{}</a>', url, discrepancy.course_title)
 
-    @admin.display(description="found by")
-    def run_link(self, found: CountDiscrepancy) -> str:
-        url = reverse("admin:courses_countrun_change", args=[found.run_id])
-        return format_html('<a href="{}">{}</a>', url, found.run)
+    @admin.display(description="last seen by")
+    def run_link(self, discrepancy: CountDiscrepancy) -> str:
+        url = reverse("admin:courses_countrun_change", args=[discrepancy.run_id])
+        return format_html('<a href="{}">{}</a>', url, discrepancy.run)

@@ -1,268 +1,293 @@
-"""The ledger: what every check and rebuild found and changed, and on whose behalf.
+"""Record every check and rebuild: who ran it, and which drifted courses it found.
 
-Checks and rebuilds do what they do whether or not it can be written down. Where it can't,
-because the database is read-only or the user may not write these tables, the log says so
-once, and the rest of that run is not written.
+A check or rebuild continues if it cannot be recorded, for example because the database is
+read-only or its user may not write these tables. The run then logs one warning and records
+nothing more.
 """
 
-import json
 import logging
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from heapq import heappush, heappushpop
 from typing import Any
 
 from django.db import Error
 from django.db.models import QuerySet
+from django.template.defaultfilters import pluralize
 from django.utils import timezone
 
-from courses.counts.drift import Batch, Drift, find_drift, rebuild
+from courses.counts.drift import Batch, DriftedCourse, find_drift, rebuild
 from courses.managers import CourseQuerySet
-from courses.models import CountDiscrepancy, CountRun, Course
+from courses.models import CountDiscrepancy, CountRun
 from courses.transactions import retry_transaction
 
 logger = logging.getLogger(__name__)
 
-# Entries of one check, which finds the same again until it is corrected. A rebuild enters
-# all that it corrects: it can't find that again.
-MOST_FOUND = 500
 CHECK_TIME_LIMIT = 10.0  # seconds
-CHECK_BATCH = 250  # courses: a batch that has begun is finished, however little time is left
-# The rows are read as a whole to count the days: not by every check.
-COUNT_DAYS_EVERY = timedelta(hours=1)
-DAYS = 60
-PRUNED_AT_ONCE = 1_000  # rows
+CHECK_BATCH_SIZE = 250  # courses, so that the last batch takes little time beyond the limit
+MAX_IN_LIST = 999  # keys; MariaDB turns a longer list into a join
+UPDATE_BATCH_SIZE = 100  # rows
+PRUNE_BATCH_SIZE = 1_000  # rows
 
 
 class StopAudit(Exception):
-    """Raised by a `batch_done`: the run ends here, as one that did not look at all courses."""
+    """Raised by an `on_batch` callback to end the run before it has checked all courses."""
 
 
 class CheckInProgress(Exception):
-    """A check began a moment ago: wait for what it finds."""
+    """Another run started a moment ago. Wait for its result."""
 
 
 def run_audit(
     *,
     kind: CountRun.Kind,
     actor: str,
-    alarm: bool = True,
-    at_once: bool = False,
+    log_drift: bool = True,
+    create_immediately: bool = False,
     courses: CourseQuerySet | None = None,
-    batch_done: Callable[[Batch], object] | None = None,
-    count_days_within: float = math.inf,
-    **how: Any,
-) -> Iterator[Drift]:
-    """Check or rebuild as `find_drift()` and `rebuild()` do, and enter it in the ledger.
+    on_batch: Callable[[Batch], object] | None = None,
+    **options: Any,
+) -> Iterator[DriftedCourse]:
+    """Check or rebuild the courses, record the run, and yield the drifted courses.
 
-    `actor` says who or what asked for it. What else is given is theirs. Corrections are entered
-    after each of the rebuild's transactions. A crash between the two loses these entries, of
-    MAX_LOCKED_COURSES courses at most; the corrections themselves are there. Of what a check finds,
-    the MOST_FOUND largest drifts are entered, and the numbers of all. A run that found drift
-    is logged as one error, unless `alarm` is False because somebody is looking.
+    `options` are passed to `find_drift()` or `rebuild()`. The run and its discrepancies are
+    recorded after each batch of a check and each transaction of a rebuild. A crash in between
+    loses the records of at most one batch or transaction, but no correction.
 
-    A run is entered after its first batch or correction: one that could not even read leaves
-    its error, and nothing else. `at_once` enters it before, for others to see that it goes on.
-
-    A run over all courses that lasted no longer than `count_days_within` seconds also counts
-    the enrollments by day, which reads all rows, where that was not done for an hour.
+    A run that found drift logs one error, unless `log_drift` is False because the caller
+    reports the drift itself. `create_immediately` records the run before it has read anything,
+    so that others can see it running.
     """
-    entry = _Entry(kind, actor, alarm)
-    if at_once:
-        entry.write()
+    recorder = _Recorder(kind=kind, actor=actor)
+    if create_immediately:
+        recorder.save_run()
 
-    def done(batch: Batch) -> None:
-        entry.add(batch)
-        if batch_done:
-            batch_done(batch)
+    def record_and_report(batch: Batch) -> None:
+        recorder.record_batch(batch)
+        if on_batch:
+            on_batch(batch)
 
-    look_or_correct: Callable[..., Iterator[Drift]] = find_drift
-    if kind == CountRun.Kind.REBUILD:
-        look_or_correct, how["committed"] = rebuild, entry.add_corrected
+    options |= {"courses": courses, "on_batch": record_and_report}
     is_full = courses is None
     try:
-        for drift in look_or_correct(courses=courses, batch_done=done, **how):
-            if kind == CountRun.Kind.CHECK:
-                entry.add_found(drift)
-            yield drift
+        if kind == CountRun.Kind.REBUILD:
+            yield from rebuild(on_commit=recorder.record_corrections, **options)
+        else:
+            yield from find_drift(**options)
     except StopAudit:
         is_full = False
     except BaseException:
-        entry.break_off()
+        recorder.record_interruption(log_drift=log_drift)
         raise
-    entry.finish(is_full=is_full, count_days_within=count_days_within)
+    recorder.record_end(is_full=is_full, log_drift=log_drift)
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
-    """What a check with a time limit came to. Numbers are of courses."""
-
+class TimedCheckResult:
     courses_checked: int
-    drifted: int
-    last_id: int | None
-    is_whole: bool  # False: time was up, and courses after `last_id` were not looked at
+    drifted: int  # number of courses
+    last_id: int | None  # primary key of the last course that was checked
+    is_complete: bool  # False: the time limit was reached before all courses were checked
 
 
-def timed_check(*, actor: str, seconds: float = CHECK_TIME_LIMIT) -> Checked:
-    """Check as many courses as that time allows, in key order, and enter it in the ledger.
+def timed_check(*, actor: str, seconds: float = CHECK_TIME_LIMIT) -> TimedCheckResult:
+    """Check courses in key order until the time limit, and record the run.
 
-    For whoever can't wait. Takes no lock; lasts one batch of CHECK_BATCH courses longer at
-    most. Raises CheckInProgress where another run began within the last CHECK_TIME_LIMIT seconds
-    and goes on: one at a time, so that impatience doesn't take all of the site's threads.
+    For requests, which cannot wait for a full check. Takes no locks, and exceeds the limit by
+    at most one batch of CHECK_BATCH_SIZE courses. Raises CheckInProgress if another run started
+    within the last CHECK_TIME_LIMIT seconds and is unfinished, so that repeated requests do not
+    occupy all threads of the site.
     """
     now = timezone.now()
-    recently = now - timedelta(seconds=CHECK_TIME_LIMIT), now
+    recently = (now - timedelta(seconds=CHECK_TIME_LIMIT), now)
     if CountRun.objects.filter(finished_at=None, started_at__range=recently).exists():
         raise CheckInProgress
-    until = time.monotonic() + seconds
-    courses_checked, last_id, is_whole = 0, None, True
+    deadline = time.monotonic() + seconds
+    courses_checked, last_id, is_complete = 0, None, True
 
-    def done(batch: Batch) -> None:
-        nonlocal courses_checked, last_id, is_whole
+    def stop_at_deadline(batch: Batch) -> None:
+        nonlocal courses_checked, last_id, is_complete
         courses_checked += batch.courses_checked
         last_id = batch.last_id
-        if batch.courses_checked == CHECK_BATCH and time.monotonic() >= until:
-            is_whole = False
+        if batch.courses_checked == CHECK_BATCH_SIZE and time.monotonic() >= deadline:
+            is_complete = False
             raise StopAudit
 
-    found = run_audit(
+    drifted_courses = run_audit(
         kind=CountRun.Kind.CHECK,
         actor=actor,
-        at_once=True,
-        batch_size=CHECK_BATCH,
-        batch_done=done,
-        count_days_within=seconds / 5,
+        create_immediately=True,
+        batch_size=CHECK_BATCH_SIZE,
+        on_batch=stop_at_deadline,
     )
-    drifted = sum(1 for _ in found)
-    return Checked(courses_checked, drifted, last_id, is_whole)
+    drifted = sum(1 for _ in drifted_courses)
+    return TimedCheckResult(courses_checked, drifted, last_id, is_complete)
 
 
 def prune(*, before: datetime) -> tuple[int, int]:
-    """Delete what is older; return the numbers of runs and of drifts. Memory stays the same."""
-    drifts = _prune(CountDiscrepancy.objects.filter(found_at__lt=before))
-    # The others have entries that are not so old: they go with these.
-    return _prune(CountRun.objects.filter(started_at__lt=before, discrepancies=None)), drifts
+    """Delete old runs and resolved discrepancies, and return the numbers of both.
+
+    Open discrepancies stay, and so do the runs that still have discrepancies.
+    """
+    discrepancies = _delete_in_batches(CountDiscrepancy.objects.filter(resolved_at__lt=before))
+    runs = _delete_in_batches(CountRun.objects.filter(started_at__lt=before, discrepancies=None))
+    return runs, discrepancies
 
 
-# How it is done -----------------------------------------------------------------
+def _delete_in_batches(rows: QuerySet) -> int:
+    deleted = 0
+    primary_keys = rows.order_by("pk").values_list("pk", flat=True)
+    while batch := list(primary_keys[:PRUNE_BATCH_SIZE]):
+        rows.model._default_manager.filter(pk__in=batch).delete()
+        deleted += len(batch)
+    return deleted
 
 
-class _Entry:
-    """One run on its way into the ledger."""
+class _Recorder:
+    """Writes one run and its discrepancies, or logs why it cannot."""
 
-    def __init__(self, kind: CountRun.Kind, actor: str, alarm: bool) -> None:
-        length = CountRun._meta.get_field("actor").max_length
-        actor = " ".join(actor.split())[:length]  # an event of the log is a line
+    def __init__(self, *, kind: CountRun.Kind, actor: str) -> None:
+        max_length = CountRun._meta.get_field("actor").max_length
+        # A line break in a user name would start a new line in the log.
+        actor = " ".join(actor.split())[:max_length]
         self.run = CountRun(kind=kind, actor=actor, started_at=timezone.now())
-        self._largest: list[tuple[int, int, CountDiscrepancy]] = []
-        self._is_given_up = False
-        self._alarms = alarm
+        self._is_rebuild = kind == CountRun.Kind.REBUILD
+        self._has_failed = False
 
-    def add(self, batch: Batch) -> None:
-        is_first = not self.run.courses_checked
+    def record_batch(self, batch: Batch) -> None:
         self.run.courses_checked += batch.courses_checked
-        # What it looked at is right when it is told, whoever corrected it.
-        is_rebuild = self.run.kind == CountRun.Kind.REBUILD
-        self.run.stored_sum += batch.true if is_rebuild else batch.stored
-        self.run.true_sum += batch.true
-        if is_first:
-            self.write()
+        if self._is_rebuild:
+            # All courses of the batch are correct now. Its corrections are already recorded.
+            batch = replace(batch, drifted=[])
+        self._add_drift(batch)
+        self._write_if_changed(batch)
 
-    def add_found(self, drift: Drift) -> None:
-        self.run.drifted += 1
-        self.run.absolute_drift += abs(drift.drift)
-        add = heappush if len(self._largest) < MOST_FOUND else heappushpop
-        add(self._largest, (abs(drift.drift), -drift.course_id, self._entry(drift)))
+    def record_corrections(self, batch: Batch) -> None:
+        self.run.corrected += len(batch.drifted)
+        self._add_drift(batch)
+        self._write_if_changed(batch)
 
-    def add_corrected(self, drifts: Sequence[Drift]) -> None:
-        self.run.drifted += len(drifts)
-        self.run.corrected += len(drifts)
-        self.run.absolute_drift += sum(abs(drift.drift) for drift in drifts)
-        self.write([self._entry(drift) for drift in drifts])
+    def save_run(self) -> None:
+        self._write(self.run.save)
 
-    def finish(self, *, is_full: bool, count_days_within: float) -> None:
-        self.run.finished_at = now = timezone.now()
+    def record_end(self, *, is_full: bool, log_drift: bool) -> None:
+        self.run.finished_at = timezone.now()
         self.run.is_full = is_full
-        self._end()
-        if is_full and (now - self.run.started_at).total_seconds() <= count_days_within:
-            self._attempt(self._count_days)
+        if self.run.drifted and log_drift:
+            self._log_drift()
+        self._write(self._finish)
 
-    def break_off(self) -> None:
+    def record_interruption(self, *, log_drift: bool) -> None:
+        if self.run.drifted and log_drift:
+            self._log_drift()
         if self.run.courses_checked or self.run.drifted:
-            self._end()
+            self.save_run()
 
-    def _end(self) -> None:
-        if self.run.drifted and self._alarms:
-            self._alarm()
-        self.write([entry for *_, entry in sorted(self._largest, reverse=True)])
+    def _add_drift(self, batch: Batch) -> None:
+        self.run.drifted += len(batch.drifted)
+        self.run.absolute_drift += sum(abs(course.drift) for course in batch.drifted)
 
-    def _entry(self, drift: Drift) -> CountDiscrepancy:
-        return CountDiscrepancy(
-            course_id=drift.course_id,
-            course_title=drift.title,
-            stored=drift.stored,
-            true=drift.true,
-            drift=drift.drift,
-            corrected=self.run.kind == CountRun.Kind.REBUILD,
-            found_at=timezone.now(),
-            last_seen_at=timezone.now(),
-        )
-
-    def _alarm(self) -> None:
-        if self.run.kind == CountRun.Kind.CHECK:
-            then = "Correct with: manage.py rebuild_counts"
+    def _log_drift(self) -> None:
+        checked, drifted = self.run.courses_checked, self.run.drifted
+        error = self.run.absolute_drift
+        if self._is_rebuild:
+            advice = (
+                "The stored counts are corrected. "
+                "Find out what writes to the tables without the services."
+            )
         else:
-            then = "Corrected. Look for what writes to the tables past the services."
+            advice = f"Correct {pluralize(drifted, 'it,them')} with: manage.py rebuild_counts"
         logger.error(
-            "%d course%s drifted, by %d enrollments in all; %d looked at by %s. %s",
-            self.run.drifted,
-            "" if self.run.drifted == 1 else "s",
-            self.run.absolute_drift,
-            self.run.courses_checked,
-            self.run.actor,
-            then,
+            f"{checked} course{pluralize(checked)} checked: {drifted} drifted, by "
+            f"{error} enrollment{pluralize(error)} in total ({self.run.actor}). {advice}"
         )
 
-    def write(self, entries: Sequence[CountDiscrepancy] = ()) -> None:
+    def _write_if_changed(self, batch: Batch) -> None:
         def write() -> None:
             self.run.save()
-            for entry in entries:
-                entry.run = self.run
-            CountDiscrepancy.objects.bulk_create(entries)
+            _update_discrepancies(self.run, batch)
 
-        self._attempt(write)
+        def is_changed() -> bool:
+            return self.run.pk is None or bool(batch.drifted) or _unresolved(batch).exists()
 
-    def _count_days(self) -> None:
-        counted = CountRun.objects.exclude(pk=self.run.pk).exclude(enrolled_by_day="")
-        last = counted.order_by("-pk").first()
-        now = timezone.now()
-        if last and now - COUNT_DAYS_EVERY < last.started_at <= now:
-            return
-        rows: Any = Course._meta.get_field("enrollments").related_model._default_manager
-        since = now - timedelta(days=DAYS)
-        self.run.enrolled_by_day = json.dumps(rows.enrolled_by_day(since=since))
+        self._write(write, condition=is_changed)
+
+    def _finish(self) -> None:
         self.run.save()
-        if last:
-            CountRun.objects.filter(pk=last.pk).update(enrolled_by_day="")
+        if self.run.is_full:
+            # A full run has seen every course. The courses of these rows were deleted.
+            unseen = CountDiscrepancy.objects.filter(last_seen_at__lt=self.run.started_at)
+            unseen.filter(resolved_at=None).update(resolved_at=self.run.finished_at)
 
-    def _attempt(self, work: Callable[[], None]) -> None:
-        if self._is_given_up:
+    def _write(
+        self, write: Callable[[], None], *, condition: Callable[[], bool] = lambda: True
+    ) -> None:
+        if self._has_failed:
             return
         try:
-            retry_transaction(idempotent=False)(work)()
-        except (Error, OverflowError) as error:  # SQLite's columns hold more than its sums
-            self._is_given_up = True
-            said = " ".join(str(part) for part in error.args[-1:])
-            logger.warning("This run is not, or not wholly, in the ledger: %s", said)
+            if condition():
+                retry_transaction(idempotent=False)(write)()
+        except (Error, OverflowError) as error:  # SQLite stores larger counts than their sum
+            self._has_failed = True
+            reason = " ".join(str(part) for part in error.args[-1:])
+            logger.warning("This run could not be recorded completely: %s", reason)
 
 
-def _prune(rows: QuerySet) -> int:
-    pruned = 0
-    keys = rows.order_by("pk").values_list("pk", flat=True)
-    while found := list(keys[:PRUNED_AT_ONCE]):
-        rows.model._default_manager.filter(pk__in=found).delete()
-        pruned += len(found)
-    return pruned
+def _unresolved(batch: Batch) -> QuerySet[CountDiscrepancy]:
+    """Return the unresolved discrepancies of a batch, and perhaps of courses between its keys."""
+    rows = CountDiscrepancy.objects.filter(resolved_at=None)
+    if len(batch.course_ids) <= MAX_IN_LIST:
+        return rows.filter(course__in=batch.course_ids)
+    return rows.filter(course__gte=batch.first_id, course__lte=batch.last_id)
+
+
+def _update_discrepancies(run: CountRun, batch: Batch) -> None:
+    """Open, update and resolve the discrepancies of the courses in a batch.
+
+    A rebuild has corrected the drifted courses of the batch. All other courses are correct.
+    """
+    is_rebuild = run.kind == CountRun.Kind.REBUILD
+    now = timezone.now()
+    course_ids = set(batch.course_ids)
+    drifted = {course.course_id: course for course in batch.drifted}
+    changed = []
+    for row in _unresolved(batch).select_for_update().order_by("pk"):
+        if row.course_id not in course_ids:
+            continue
+        if row.last_seen_at >= batch.read_at:
+            # Another run saw the course drifted after this batch was read.
+            if not is_rebuild:
+                drifted.pop(row.course_id, None)
+            continue
+        # A second row of a drifted course is resolved like the row of a correct course.
+        if course := drifted.pop(row.course_id, None):
+            _set_counts(row, run, course, now)
+        else:
+            row.resolved_at = now
+        changed.append(row)
+    opened = [
+        _set_counts(CountDiscrepancy(course_id=course.course_id, found_at=now), run, course, now)
+        for course in drifted.values()
+    ]
+    CountDiscrepancy.objects.bulk_update(changed, _CHANGED_FIELDS, batch_size=UPDATE_BATCH_SIZE)
+    CountDiscrepancy.objects.bulk_create(opened)
+
+
+_CHANGED_FIELDS = [
+    *("run", "course_title", "stored", "true", "drift"),
+    *("corrected", "last_seen_at", "resolved_at"),
+]
+
+
+def _set_counts(
+    row: CountDiscrepancy, run: CountRun, course: DriftedCourse, now: datetime
+) -> CountDiscrepancy:
+    is_corrected = run.kind == CountRun.Kind.REBUILD
+    row.run = run
+    row.course_title = course.title
+    row.stored, row.true, row.drift = course.stored, course.true, course.drift
+    row.corrected = is_corrected
+    row.last_seen_at = now
+    row.resolved_at = now if is_corrected else None
+    return row

@@ -1,24 +1,29 @@
-"""Finding drift without locks, and correcting it without stopping anybody."""
+"""Find drifted courses without locks, and correct them without blocking other writers for long."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import NamedTuple
+
+from django.utils import timezone
 
 from courses.managers import CourseQuerySet, true_count
 from courses.models import Course
 from courses.transactions import retry_transaction
 
-BATCH_SIZE = 1_000  # courses looked at in one query
-# Courses locked at once. Of 1,000 keys MariaDB makes a join, which locks what it passes by.
+BATCH_SIZE = 1_000  # courses per query
+# Courses locked in one transaction. MariaDB turns an IN list of 1,000 keys or more into a join,
+# which locks more rows than it returns.
 MAX_LOCKED_COURSES = 500
-# Rows counted while they are locked, unless one course has more: some 50 milliseconds.
+# Enrollments counted while their courses are locked, about 50 milliseconds. A single course may
+# have more.
 MAX_COUNTED_ROWS = 200_000
 
 
 @dataclass(frozen=True, slots=True)
-class Drift:
-    """A course whose stored count was wrong. Counts are numbers of enrollments."""
+class DriftedCourse:
+    """A course whose stored count was wrong."""
 
     course_id: int
     title: str
@@ -32,15 +37,24 @@ class Drift:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What was done with one batch of courses."""
+    """Courses that were checked or corrected together, in key order. Never empty."""
 
-    first_id: int
-    last_id: int
-    courses_checked: int  # number of courses
-    drifted: int  # of those
-    stored: int  # sum of their stored counts, as they were looked at
-    true: int  # sum of their true counts, at the same moment
-    locked_for: float  # seconds, in the longest of its transactions
+    course_ids: Sequence[int]
+    drifted: Sequence[DriftedCourse]
+    read_at: datetime  # not later than the moment at which the counts were read
+    lock_seconds: float = 0.0  # duration of the longest lock
+
+    @property
+    def first_id(self) -> int:
+        return self.course_ids[0]
+
+    @property
+    def last_id(self) -> int:
+        return self.course_ids[-1]
+
+    @property
+    def courses_checked(self) -> int:
+        return len(self.course_ids)
 
 
 def find_drift(
@@ -48,18 +62,18 @@ def find_drift(
     courses: CourseQuerySet | None = None,
     batch_size: int = BATCH_SIZE,
     pause: float = 0.0,
-    courses_checked: Callable[[int], object] | None = None,
-    batch_done: Callable[[Batch], object] | None = None,
-) -> Iterator[Drift]:
-    """Yield the courses that drifted, in key order. Takes no lock and changes nothing.
+    on_batch: Callable[[Batch], object] | None = None,
+) -> Iterator[DriftedCourse]:
+    """Yield the drifted courses in key order, without locking or changing anything.
 
-    Row and counter are committed together, and each batch is one query: what differs
-    there did differ, however busy the site is. Between batches it rests for `pause` seconds.
-    `courses_checked` is called after each with its number of courses, `batch_done` with all of it.
+    Services commit row and counter together, and one query reads both. A difference is
+    therefore real, however busy the site is. Sleep for `pause` seconds between batches. Call
+    `on_batch` after the drifted courses of a batch were yielded.
     """
-    for batch in _batches(courses, batch_size, pause):
-        yield from (found := [course for course in batch if course.drift])
-        _tell(batch, found, 0.0, courses_checked, batch_done)
+    for batch in _read_batches(courses, batch_size, pause):
+        yield from batch.drifted
+        if on_batch:
+            on_batch(batch)
 
 
 def rebuild(
@@ -67,106 +81,99 @@ def rebuild(
     courses: CourseQuerySet | None = None,
     batch_size: int = BATCH_SIZE,
     pause: float = 0.0,
-    courses_checked: Callable[[int], object] | None = None,
-    batch_done: Callable[[Batch], object] | None = None,
-    committed: Callable[[Sequence[Drift]], object] | None = None,
-) -> Iterator[Drift]:
-    """Correct the courses that drifted, and yield each with the count that was stored.
+    on_batch: Callable[[Batch], object] | None = None,
+    on_commit: Callable[[Batch], object] | None = None,
+) -> Iterator[DriftedCourse]:
+    """Correct the drifted courses, and yield each one with the count that was stored.
 
-    Looks first, without locks; only what looks wrong is locked, recounted and corrected,
-    at most MAX_LOCKED_COURSES courses of MAX_COUNTED_ROWS rows together in one transaction. A course is
-    yielded after its correction is committed, and `committed` is called before that, with all
-    that one transaction corrected. The rest is as for `find_drift()`. Run it outside a
-    transaction, so that locks are held for one batch only.
+    Find drifted courses without locks, then lock, recount and correct only these, at most
+    MAX_LOCKED_COURSES courses and MAX_COUNTED_ROWS enrollments in one transaction. Call
+    `on_commit` with the courses of each committed transaction before they are yielded. The
+    other arguments are those of `find_drift()`.
+
+    Call it outside a transaction: a surrounding transaction would hold all locks to its end.
     """
-    for batch in _batches(courses, batch_size, pause):
-        found: list[Drift] = []
-        locked_for = 0.0
-        for course_keys in _at_once([course for course in batch if course.drift]):
-            corrected = _correct(course_keys)
-            locked_for = max(locked_for, time.monotonic() - corrected.locked_at)
-            found += corrected.courses
-            if committed:
-                committed(corrected.courses)
-            yield from corrected.courses
-        _tell(batch, found, locked_for, courses_checked, batch_done)
+    for batch in _read_batches(courses, batch_size, pause):
+        corrected: list[DriftedCourse] = []
+        lock_seconds = 0.0
+        for course_ids in _lock_groups(batch.drifted):
+            correction = _correct_courses(course_ids)
+            lock_seconds = max(lock_seconds, time.monotonic() - correction.locked_at)
+            corrected += correction.drifted
+            if on_commit:
+                on_commit(Batch(course_ids, correction.drifted, correction.read_at))
+            yield from correction.drifted
+        if on_batch:
+            on_batch(replace(batch, drifted=corrected, lock_seconds=lock_seconds))
 
 
-def _batches(
-    courses: CourseQuerySet | None, batch_size: int, pause: float
-) -> Iterator[list[Drift]]:
+def recount_locked(*, course_pks: Sequence[int]) -> None:
+    """Set the stored counts of courses to their true counts.
+
+    Lock the courses in an earlier statement of the same transaction. Otherwise the rows are
+    counted in a snapshot that is older than the lock, and a concurrent enrollment is lost.
+    """
+    Course.objects.filter(pk__in=course_pks).update(total_enrollments=true_count())
+
+
+def _read_batches(courses: CourseQuerySet | None, batch_size: int, pause: float) -> Iterator[Batch]:
     if batch_size < 1:
         raise ValueError(f"The batch size must be at least 1, not {batch_size}.")
-    # Joins that the caller's courses come with would yield a course once a row.
+    # distinct(): joins in the caller's queryset would yield a course once per joined row.
     courses = Course.objects.all() if courses is None else courses.distinct()
-    # The rows of each course are counted by a range of their index: on MariaDB that is as
-    # fast as one grouped scan, and a third faster than to join with one.
+    # On MariaDB, a subquery per course is as fast as one grouped scan, and a third faster than
+    # a join with one.
     ordered = courses.with_true_count().order_by("pk")
-    names = ("pk", "title", "total_enrollments", "true_count")
-    columns = ordered.values_list(*names)
-    batch = [Drift(*values) for values in columns[:batch_size]]
-    while batch:
-        yield batch
-        remaining = columns.filter(pk__gt=batch[-1].course_id)
-        if len(batch) == batch_size:
-            time.sleep(pause)
-        batch = [Drift(*values) for values in remaining[:batch_size]]
+    columns = ("pk", "title", "total_enrollments", "true_count")
+    rows = ordered.values_list(*columns)
+    remaining = rows
+    while True:
+        read_at = timezone.now()
+        found = [DriftedCourse(*values) for values in remaining[:batch_size]]
+        if not found:
+            return
+        drifted = [course for course in found if course.drift]
+        yield Batch([course.course_id for course in found], drifted, read_at)
+        if len(found) < batch_size:
+            return
+        time.sleep(pause)
+        remaining = rows.filter(pk__gt=found[-1].course_id)
 
 
-def _at_once(found: Sequence[Drift]) -> Iterator[list[int]]:
-    """Yield the keys of courses that are locked together."""
-    keys: list[int] = []
-    rows = 0
-    for course in found:
-        if keys and (len(keys) == MAX_LOCKED_COURSES or rows + course.true > MAX_COUNTED_ROWS):
-            yield keys
-            keys, rows = [], 0
-        keys.append(course.course_id)
-        rows += course.true
-    if keys:
-        yield keys
+def _lock_groups(drifted: Sequence[DriftedCourse]) -> Iterator[list[int]]:
+    """Yield the primary keys of the courses to lock in one transaction."""
+    group: list[int] = []
+    counted_rows = 0
+    for course in drifted:
+        if group and (
+            len(group) == MAX_LOCKED_COURSES or counted_rows + course.true > MAX_COUNTED_ROWS
+        ):
+            yield group
+            group, counted_rows = [], 0
+        group.append(course.course_id)
+        counted_rows += course.true
+    if group:
+        yield group
 
 
-def _tell(
-    batch: list[Drift],
-    found: list[Drift],
-    locked_for: float,
-    courses_checked: Callable[[int], object] | None,
-    batch_done: Callable[[Batch], object] | None,
-) -> None:
-    if courses_checked:
-        courses_checked(len(batch))
-    if batch_done:
-        first, last = batch[0].course_id, batch[-1].course_id
-        stored, true = sum(course.stored for course in batch), sum(course.true for course in batch)
-        batch_done(Batch(first, last, len(batch), len(found), stored, true, locked_for))
+class _Correction(NamedTuple):
+    drifted: list[DriftedCourse]
+    locked_at: float  # time.monotonic()
+    read_at: datetime
 
 
-class _Corrected(NamedTuple):
-    courses: list[Drift]
-    locked_at: float
-
-
-@retry_transaction(is_own_result=lambda earlier, now: not now.courses)
-def _correct(course_keys: Sequence[int]) -> _Corrected:
-    courses = Course.objects.filter(pk__in=course_keys).order_by("pk")
-    locked_at = time.monotonic()  # the first of them; the others may have to be waited for
-    before = list(courses.select_for_update())
-    recount_locked(course_keys)
-    # Read with a lock again: a plain read may be of before.
-    after = dict(courses.select_for_update().values_list("pk", "total_enrollments"))
-    found = [
-        Drift(course.pk, course.title, course.total_enrollments, after[course.pk])
-        for course in before
+@retry_transaction(is_own_result=lambda earlier, retried: not retried.drifted)
+def _correct_courses(course_ids: Sequence[int]) -> _Correction:
+    courses = Course.objects.filter(pk__in=course_ids).order_by("pk")
+    # From here on the first course is locked, even if another one has to be waited for.
+    locked_at = time.monotonic()
+    wrong_courses = list(courses.select_for_update())
+    recount_locked(course_pks=course_ids)
+    read_at = timezone.now()
+    # A plain read could return the counts of an older snapshot.
+    true_counts = dict(courses.select_for_update().values_list("pk", "total_enrollments"))
+    recounted = [
+        DriftedCourse(course.pk, course.title, course.total_enrollments, true_counts[course.pk])
+        for course in wrong_courses
     ]
-    return _Corrected([course for course in found if course.drift], locked_at)
-
-
-def recount_locked(course_keys: Sequence[int]) -> None:
-    """Set the stored counts of courses to the true ones.
-
-    Lock them in an earlier statement of the same transaction. Without it the count is of a
-    snapshot that is older than the lock, and a right counter becomes wrong when somebody
-    enrolls at the same time.
-    """
-    Course.objects.filter(pk__in=course_keys).update(total_enrollments=true_count())
+    return _Correction([course for course in recounted if course.drift], locked_at, read_at)

@@ -1,7 +1,7 @@
-"""What happens in the site's processes, counted for Prometheus.
+"""Prometheus counters of the site's processes.
 
-Each process has counters of its own, so that any one of them would tell a part. With
-PROMETHEUS_MULTIPROC_DIR they are kept in files of that folder, and `write_metrics` adds them up.
+Each process counts for itself. If PROMETHEUS_MULTIPROC_DIR is set, the counters are kept in files
+of that folder, and `manage.py write_metrics` adds them up.
 """
 
 import os
@@ -12,6 +12,6 @@ from prometheus_client import Counter
 if _folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
     Path(_folder).mkdir(parents=True, exist_ok=True)
 
-REJECTIONS = Counter("courses_refusals", "Students who got no seat, because the course was full.")
-RETRIES = Counter("courses_retries", "Attempts after a conflict or a lost connection.")
-DEADLOCKS = Counter("courses_deadlocks", "Deadlocks, and certifications lost on a Galera cluster.")
+REJECTIONS = Counter("courses_rejections", "Enrollments rejected because the course was full.")
+RETRIES = Counter("courses_retries", "Transactions retried after a conflict or a lost connection.")
+DEADLOCKS = Counter("courses_deadlocks", "Deadlocks, including certification failures of Galera.")

@@ -1,43 +1,41 @@
-"""Recorded checks and rebuilds, and the drifted courses that they found."""
+"""Recorded checks and rebuilds, and the drifted courses that they found.
+
+`courses.counts.audit` is the only code that writes these tables.
+"""
 
 from datetime import timedelta
+from typing import Self
 
 from django.db import models
+from django.db.models import Exists, OuterRef
 
 
 class CountRun(models.Model):
-    """One check or rebuild, in the ledger. Written by `courses.counts.audit`."""
+    """One check or rebuild."""
 
     class Kind(models.TextChoices):
         CHECK = "check"
         REBUILD = "rebuild"
 
     kind = models.CharField(max_length=7, choices=Kind)
-    actor = models.CharField(max_length=200, help_text="The command, or the person in the admin.")
+    actor = models.CharField(max_length=200, help_text="The command or the admin user that ran it.")
     started_at = models.DateTimeField(db_index=True)
     finished_at = models.DateTimeField(
-        null=True, help_text="Empty while it is going on, and where it broke off."
+        null=True, help_text="Empty while the run continues, and if it was interrupted."
     )
     is_full = models.BooleanField(
-        "all courses", default=False, help_text="Whether it has looked at every course."
+        "all courses", default=False, help_text="Whether the run checked every course."
     )
-    courses_checked = models.PositiveBigIntegerField(default=0, help_text="Number of courses.")
-    drifted = models.PositiveBigIntegerField(default=0, help_text="Number of courses.")
-    corrected = models.PositiveBigIntegerField(default=0, help_text="Number of courses.")
-    # Others can put more than a course holds into a column: sums have room for it.
+    courses_checked = models.PositiveBigIntegerField(default=0)
+    drifted = models.PositiveBigIntegerField(
+        "drifted courses", default=0, help_text="Number of drifted courses that the run found."
+    )
+    corrected = models.PositiveBigIntegerField(
+        "corrected courses", default=0, help_text="Number of drifted courses that it corrected."
+    )
+    # Other programs can store counts that no course reaches. The sum must hold them.
     absolute_drift = models.PositiveBigIntegerField(
-        default=0, help_text="Sum of what was found too high and too low, in enrollments."
-    )
-    stored_sum = models.BigIntegerField(
-        default=0, help_text="Sum of the stored counts, after what was corrected."
-    )
-    true_sum = models.BigIntegerField(default=0, help_text="Sum of the true counts.")
-    # No JSONField: later Djangos look whether SQLite can JSON before each command, and take a
-    # database that others write to for one that can't.
-    enrolled_by_day = models.TextField(
-        default="",
-        editable=False,
-        help_text="Rows by day of enrollment, as JSON; kept by the newest only.",
+        "total error", default=0, help_text="Sum of all drifts without their signs, in enrollments."
     )
 
     class Meta:
@@ -53,16 +51,33 @@ class CountRun(models.Model):
 
     @property
     def uncorrected(self) -> int:
-        """Number of courses that it left wrong."""
+        """Number of drifted courses that the run found and did not correct."""
         return self.drifted - self.corrected
 
 
-class CountDiscrepancy(models.Model):
-    """A course that a run found wrong, in the ledger. Written by `courses.counts.audit`."""
+class CountDiscrepancyQuerySet(models.QuerySet):
+    def open(self) -> Self:
+        """Keep one unresolved discrepancy of each course that still exists.
 
-    run = models.ForeignKey(CountRun, models.CASCADE, related_name="discrepancies")
-    # Not known to the database: it would lock the course's row for each entry, and refuse the
-    # entries of a course that was deleted meanwhile.
+        Two checks that run at the same time may both add a row for a course. The next check
+        merges them.
+        """
+        unresolved = self.model._default_manager.filter(resolved_at=None)
+        earlier = unresolved.filter(course=OuterRef("course"), pk__lt=OuterRef("pk"))
+        return self.filter(~Exists(earlier), resolved_at=None, course__isnull=False)
+
+
+class CountDiscrepancy(models.Model):
+    """A drifted course, from the run that found it to the run that found it correct again."""
+
+    run = models.ForeignKey(
+        CountRun,
+        models.CASCADE,
+        related_name="discrepancies",
+        help_text="The last run that found the course drifted, or the rebuild that corrected it.",
+    )
+    # Without a constraint, recording drift does not lock the row of the course, and works for
+    # a course that is being deleted.
     course = models.ForeignKey(
         "courses.Course",
         models.SET_NULL,
@@ -71,18 +86,23 @@ class CountDiscrepancy(models.Model):
         related_name="discrepancies",
     )
     course_title = models.CharField(max_length=200)
-    # Wider than the count itself: nothing that others put there is too much.
+    # Wider than the counter itself, because other programs can store any number there.
     stored = models.BigIntegerField()
     true = models.BigIntegerField()
     drift = models.BigIntegerField()
-    corrected = models.BooleanField(help_text="No: a check has found it, and changed nothing.")
+    corrected = models.BooleanField(help_text="Whether a rebuild corrected the stored count.")
     found_at = models.DateTimeField()
     last_seen_at = models.DateTimeField()
-    resolved_at = models.DateTimeField(null=True, blank=True, db_index=True)
+    resolved_at = models.DateTimeField(
+        null=True, blank=True, help_text="When the count was correct again. Empty while it is not."
+    )
+
+    objects = CountDiscrepancyQuerySet.as_manager()
 
     class Meta:
-        verbose_name = "drift found"
-        verbose_name_plural = "drifts found"
+        verbose_name = "discrepancy"
+        verbose_name_plural = "discrepancies"
+        indexes = [models.Index(fields=["resolved_at", "course"], name="count_discrepancy_open")]
 
     def __str__(self) -> str:
         return f"{self.course_title}: {self.drift:+d}"

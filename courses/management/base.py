@@ -1,64 +1,77 @@
-"""Commands whose errors are one line, on standard error, with exit status 2."""
+"""The base class and the argument types of all management commands."""
 
+import math
 import os
 import pwd
 import sys
 import tempfile
+from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NoReturn, TextIO, cast
+from typing import Any, TextIO, cast
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import Error, InterfaceError, OperationalError, ProgrammingError, connection
 from tqdm import tqdm
 
+MAX_INT = 2**63 - 1  # the largest primary key
+MAX_SECONDS = 86_400
+
+
+def positive_int(text: str) -> int:
+    """Parse a whole number of at least 1. For the `type` of an argument."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if not 0 < number <= MAX_INT:
+        raise ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return number
+
+
+def seconds(text: str) -> float:
+    """Parse a duration between 0 seconds and a day. For the `type` of an argument."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number <= MAX_SECONDS:
+        raise ArgumentTypeError(f"must be between 0 and {MAX_SECONDS} seconds, not {text!r}")
+    return number
+
 
 class AppCommand(BaseCommand):
-    """A command that says what is wrong, and what to do, in one line."""
-
-    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
-        parser = super().create_parser(prog_name, subcommand, **kwargs)
-
-        def error(message: str) -> NoReturn:
-            raise self.usage_error(f"{message} (see {prog_name} {subcommand} --help)")
-
-        parser.error = error  # type: ignore[method-assign]
-        return parser
-
-    def run_from_argv(self, argv: list[str]) -> None:
-        try:
-            super().run_from_argv(argv)
-        except CommandError as error:  # from the parser, which runs before Django's own handler
-            self.stderr.write(f"{error.__class__.__name__}: {error}")
-            raise SystemExit(error.returncode) from None
+    """A command that reports an error in one line and exits with status 2."""
 
     def execute(self, *args: Any, **options: Any) -> str | None:
         try:
-            # Not there at all: say so now, and not after a series of logged attempts.
+            # Fail at once if there is no database, before a transaction is retried.
             connection.ensure_connection()
             return super().execute(*args, **options)
         except (OperationalError, InterfaceError, ProgrammingError) as error:
-            raise self.usage_error(_explained(error)) from error
+            raise self.usage_error(_describe(error)) from error
         except BrokenPipeError:
-            # Whoever read our output has enough of it, as `head` has.
+            # The reader of the output, for example head, has closed the pipe. Python would
+            # report the same error again when it flushes standard output at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None
 
     @staticmethod
     def usage_error(message: str) -> CommandError:
+        """Return an error to raise. The message says what happened and what to do."""
         return CommandError(message, returncode=2)
 
     @staticmethod
-    def account() -> str:
-        """Whom the operating system takes the caller for; with sudo, also who that is."""
-        key = os.geteuid()
+    def actor_name() -> str:
+        """Return the name of the operating system's user, and of the user who called sudo."""
+        user_id = os.geteuid()
         try:
-            name = pwd.getpwuid(key).pw_name
+            name = pwd.getpwuid(user_id).pw_name
         except KeyError:  # in a container
-            name = f"user {key}"
-        person = os.environ.get("SUDO_USER")
-        return f"{person} as {name}" if person else name
+            name = f"user {user_id}"
+        sudo_user = os.environ.get("SUDO_USER")
+        return f"{sudo_user} as {name}" if sudo_user else name
 
     @staticmethod
     def add_output_argument(parser: CommandParser) -> None:
@@ -66,14 +79,14 @@ class AppCommand(BaseCommand):
             "--output",
             metavar="FILE",
             type=Path,
-            help="write there, whole or not at all (default: standard output)",
+            help="write to this file, atomically (default: standard output)",
         )
 
     @contextmanager
     def output(self, path: Path | None) -> Iterator[TextIO]:
-        """The file to write to: standard output, or one that is whole or not there."""
+        """Open a file that appears when it is complete, or standard output if path is None."""
         try:
-            with nullcontext(self.stdout) if path is None else _whole_file(path) as file:
+            with nullcontext(self.stdout) if path is None else _atomic_file(path) as file:
                 yield cast(TextIO, file)
         except BrokenPipeError:
             raise
@@ -83,41 +96,40 @@ class AppCommand(BaseCommand):
 
     @staticmethod
     def progress(*, total: int | None, unit: str) -> tqdm:
-        """A bar on standard error: only on a terminal, and gone when it is done."""
+        """Return a progress bar on standard error, which is shown only on a terminal."""
         return tqdm(total=total, unit=unit, disable=None, leave=False, dynamic_ncols=True)
 
 
 @contextmanager
-def _whole_file(path: Path) -> Iterator[TextIO]:
+def _atomic_file(path: Path) -> Iterator[TextIO]:
     path = path.resolve()
-    if path.exists() and not path.is_file():  # a device, a pipe
+    if path.exists() and not path.is_file():  # a device or a named pipe
         with path.open("w", encoding="utf-8", newline="") as file:
             yield file
         return
-    mode = path.stat().st_mode & 0o777 if path.exists() else _usual_mode()
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    mode = path.stat().st_mode & 0o777 if path.exists() else _default_mode()
+    descriptor, temporary_path = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with open(descriptor, "w", encoding="utf-8", newline="") as file:
             yield file
-            # It was made for its owner only.
-            os.fchmod(descriptor, mode)
-        os.replace(name, path)
+            os.fchmod(descriptor, mode)  # mkstemp() lets only its owner read the file
+        os.replace(temporary_path, path)
     except BaseException:
-        os.unlink(name)
+        os.unlink(temporary_path)
         raise
 
 
-def _usual_mode() -> int:
+def _default_mode() -> int:
     umask = os.umask(0)
     os.umask(umask)
     return 0o666 & ~umask
 
 
-def _explained(error: Error) -> str:
-    said = " ".join(str(part) for part in error.args[-1:])
-    if "no such table" in said or "doesn't exist" in said:
-        return f"The database has no tables yet ({said}): run manage.py migrate."
+def _describe(error: Error) -> str:
+    message = " ".join(str(part) for part in error.args[-1:])
+    if "no such table" in message or "doesn't exist" in message:
+        return f"A table is missing ({message}). To create all tables, run manage.py migrate."
     return (
-        f"The database does not answer as it should ({said}): see that it runs, "
-        "that DATABASE_URL is right, and call again: each transaction is whole or not there."
+        f"The database failed ({message}). Check that it is running and that DATABASE_URL is "
+        "correct, then run the command again. All committed changes are kept."
     )

@@ -18,12 +18,12 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
-from enrollments.rows import CHUNK_SIZE
 
 from courses.models import Course
 from enrollments.history import Origin, Source
 from enrollments.managers import DirectWriteError
 from enrollments.models import Enrollment, EnrollmentEvent
+from enrollments.rows import CHUNK_SIZE
 from enrollments.services import (
     CourseFull,
     Registration,
@@ -377,7 +377,7 @@ def test_a_long_history_shows_its_newest_events_and_a_link(
         unenroll(student=student, course=course)
     url = reverse("admin:auth_user_change", args=[student.pk])
     html = staff_client.get(url).content.decode()
-    assert "The newest 20." in html
+    assert "Only the newest 20 events are listed." in html
     assert "Enrolled" not in html
     assert f"?student__id__exact={student.pk}" in html
     everything = staff_client.get(

@@ -12,11 +12,11 @@ from django.db.models.signals import post_save, pre_save
 from django.dispatch import Signal
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
-from enrollments.rows import CHUNK_SIZE
 
 from courses.models import Course
 from enrollments.managers import DirectWriteError
 from enrollments.models import Enrollment
+from enrollments.rows import CHUNK_SIZE
 from enrollments.services import (
     BulkResult,
     CourseFull,

@@ -11,7 +11,7 @@ from courses.models import Course
 from enrollments.models import Enrollment
 from enrollments.services import enroll, set_status, unenroll
 from tests.conftest import drifts
-from tests.courses.test_catalog import counts, text
+from tests.support.pages import counts, text
 
 Make = Callable[..., Any]
 

@@ -10,7 +10,7 @@ from django.test import Client, RequestFactory
 from django.utils import timezone
 
 from project.accounts import client_address
-from tests.courses.test_catalog import text
+from tests.support.pages import text
 from tests.support.threads import ConcurrentThread
 
 Make = Callable[..., Any]

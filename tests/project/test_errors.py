@@ -6,7 +6,7 @@ from django.test import Client
 
 from courses.models import Course
 from tests.conftest import unreachable_database
-from tests.courses.test_catalog import text
+from tests.support.pages import text
 
 
 @pytest.mark.mariadb

@@ -1,4 +1,4 @@
-"""Whether the history of enrollments tells the rows as they are."""
+"""Compare enrollments with their history."""
 
 from typing import Any
 
@@ -6,10 +6,14 @@ COLUMNS = ("student_id", "course_id", "status", "enrollment_date", "withdrawal_d
 
 
 def history_mismatches() -> set[tuple[Any, ...]]:
-    """Rows that are not as their last event says, and the other way round. Empty is right."""
+    """Return the rows that differ from their last event, and the events without a row.
+
+    Empty means that the history is complete.
+    """
     from enrollments.models import Enrollment, EnrollmentEvent
 
     events = EnrollmentEvent.objects.order_by("pk").values_list(*COLUMNS)
-    last = {event[:2]: event for event in events.iterator()}
-    told = {event for event in last.values() if event[2]}  # what was erased has no status
-    return told ^ set(Enrollment.objects.values_list(*COLUMNS))
+    last_events = {event[:2]: event for event in events.iterator()}
+    # Erasure events have no status, and no row is expected for them.
+    expected = {event for event in last_events.values() if event[2]}
+    return expected ^ set(Enrollment.objects.values_list(*COLUMNS))

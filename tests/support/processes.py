@@ -1,4 +1,4 @@
-"""Work done by several processes at once, each with a database connection of its own."""
+"""Run work in several processes at once, each with a database connection of its own."""
 
 import multiprocessing
 import signal
@@ -14,17 +14,17 @@ def run_in_processes(
     *,
     meanwhile: Callable[[], None] | None = None,
 ) -> list[Any]:
-    """Call `work(*arguments)` once in a process each, all starting together; return the results.
+    """Call `work(*arguments)` in one process per tuple, started together; return the results.
 
-    What one raises is raised here. `meanwhile` is called here, while they work.
+    `meanwhile` runs in this process while the others work. Raises the first exception of a process.
     """
     arguments = list(arguments)
-    # A connection that parent and child share would be closed under the other's feet.
+    # Parent and children must not share a connection: closing it in one breaks it for the others.
     connections.close_all()
     context = multiprocessing.get_context("fork")
-    start = context.Barrier(len(arguments))
-    with context.Pool(len(arguments), initializer=_wait_for, initargs=(start,)) as pool:
-        jobs = [pool.apply_async(_started, (work, each)) for each in arguments]
+    barrier = context.Barrier(len(arguments))
+    with context.Pool(len(arguments), initializer=_set_barrier, initargs=(barrier,)) as pool:
+        jobs = [pool.apply_async(_run_after_barrier, (work, each)) for each in arguments]
         if meanwhile is not None:
             meanwhile()
         return [job.get() for job in jobs]
@@ -33,14 +33,14 @@ def run_in_processes(
 _barrier: Any = None
 
 
-def _wait_for(barrier: Any) -> None:
+def _set_barrier(barrier: Any) -> None:
     global _barrier
     _barrier = barrier
-    # What ends the pool would otherwise unwind the parent's servers here.
+    # The pool ends its processes with SIGTERM, and the inherited handler stops the parent's servers.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _started(work: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+def _run_after_barrier(work: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     try:
         connections["default"].ensure_connection()
         _barrier.wait(60)

@@ -1,17 +1,18 @@
-"""A second connection that does something at a chosen moment, to force a race."""
+"""Other database connections that act at a chosen moment, to force a race condition."""
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from django.db import connection, connections
+from django.db import connection, connections, transaction
 
-PATIENCE = 30.0  # seconds
+WAIT_SECONDS = 30.0
 
 
 class ConcurrentThread(threading.Thread):
-    """Runs `work` on a connection of its own."""
+    """A thread that runs `work` on a database connection of its own."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
         super().__init__(daemon=True)
@@ -28,21 +29,18 @@ class ConcurrentThread(threading.Thread):
             connections.close_all()
 
     def start_and_wait_until_blocked(self) -> None:
-        """Return when the rival waits for a lock that this thread's transaction holds."""
+        """Return when the thread waits for a lock that the caller's transaction holds."""
         self.start()
         if connection.vendor == "sqlite":
-            time.sleep(0.3)  # SQLite polls, and shows nobody that it does
+            time.sleep(0.3)  # SQLite polls for the lock and does not report that it waits.
         else:
-            wait_for_lock_waits(1, meanwhile=self._assert_alive)
+            wait_for_lock_waits(1, on_poll=self._assert_alive)
         self._assert_alive()
 
-    def _assert_alive(self) -> None:
-        assert self.is_alive(), f"the rival ended without waiting: {self._error}"
-
     def finish(self) -> Any:
-        """Wait for the end; return what `work` returned, or raise what it raised."""
-        self.join(PATIENCE)
-        assert not self.is_alive(), "the rival is still waiting"
+        """Wait for the thread; return what `work` returned, or raise what it raised."""
+        self.join(WAIT_SECONDS)
+        assert not self.is_alive(), "the concurrent thread still waits"
         if self._error is not None:
             raise self._error
         return self._result
@@ -51,22 +49,57 @@ class ConcurrentThread(threading.Thread):
         self.start()
         return self.finish()
 
+    def _assert_alive(self) -> None:
+        assert self.is_alive(), f"the concurrent thread did not wait for a lock: {self._error}"
 
-def wait_for_lock_waits(number: int, *, meanwhile: Callable[[], None] = lambda: None) -> None:
-    """Return when so many transactions wait for a lock."""
-    deadline = time.monotonic() + PATIENCE
-    while _status("Innodb_row_lock_current_waits") < number:
-        meanwhile()
-        assert time.monotonic() < deadline, "they never waited"
+
+def run_concurrently(work: Callable[[], Any]) -> None:
+    """Run `work` as another visitor would, in the middle of the caller's transaction."""
+    if connection.vendor == "sqlite":
+        # The caller's transaction locks the whole database, so use its connection.
+        work()
+    else:
+        ConcurrentThread(work).start_and_finish()
+
+
+@contextmanager
+def hold_row_lock(obj: Any) -> Iterator[None]:
+    """Lock the row on another connection for longer than this connection waits for locks."""
+    locked = threading.Event()
+
+    @transaction.atomic
+    def lock() -> None:
+        type(obj)._default_manager.select_for_update().get(pk=obj.pk)
+        locked.set()
+        time.sleep(1.5)
+
+    with connection.cursor() as cursor:
+        cursor.execute("SET innodb_lock_wait_timeout = 1")
+    thread = ConcurrentThread(lock)
+    thread.start()
+    assert locked.wait(10), "the concurrent thread did not get the lock"
+    try:
+        yield
+    finally:
+        thread.finish()
+        connection.close()  # Resets the session's lock wait timeout.
+
+
+def wait_for_lock_waits(number: int, *, on_poll: Callable[[], None] = lambda: None) -> None:
+    """Return when at least `number` transactions wait for a lock."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while _global_status("Innodb_row_lock_current_waits") < number:
+        on_poll()
+        assert time.monotonic() < deadline, f"no {number} transactions wait for a lock"
         time.sleep(0.01)
 
 
 def deadlocks() -> int:
-    """InnoDB's own count of deadlocks since the server started."""
-    return _status("Innodb_deadlocks")
+    """Return InnoDB's count of deadlocks since the server started."""
+    return _global_status("Innodb_deadlocks")
 
 
-def _status(name: str) -> int:
+def _global_status(name: str) -> int:
     with connection.cursor() as cursor:
         cursor.execute("SHOW GLOBAL STATUS LIKE %s", [name])
         return int(cursor.fetchone()[1])

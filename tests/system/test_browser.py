@@ -286,14 +286,14 @@ def test_the_admin_shows_filters_and_corrects_drift(visitor: Make, make_course: 
     page.get_by_role("rowheader", name="Courses").get_by_role("link").click()
     expect(page.locator("tr", has_text="Wrong").locator(".field-drift")).to_have_text("+5")
     expect(page.locator("tr", has_text="Right").locator(".field-drift")).to_have_text("0")
-    page.get_by_role("link", name="Drifted").click()
+    page.get_by_role("link", name="Drifted now").click()
     expect(page.locator("#result_list tbody tr")).to_have_count(1)
     page.get_by_label("Select all objects on this page for an action").check()
     page.locator("select[name=action]").select_option(
         label="Rebuild counts of the selected courses"
     )
     page.locator("button[name=index]").click()
-    expect(page.locator(".messagelist")).to_contain_text("“Wrong” corrected from 5 to 0")
+    expect(page.locator(".messagelist")).to_contain_text("Corrected 1 course: “Wrong” from 5 to 0.")
     expect(page.locator("#result_list")).to_have_count(0)
     assert drifts() == {}
     assert right.title == "Right"
@@ -339,7 +339,7 @@ def test_count_health_is_accessible_fits_and_checks_at_a_press(
     assert complaints() == {}
 
     page.get_by_role("rowheader", name="Wrong").get_by_role("link").click()
-    page.locator(".object-tools").get_by_role("link", name="Drifts found").click()
+    page.locator(".object-tools").get_by_role("link", name="Discrepancies").click()
     expect(page.locator("#result_list tbody tr")).to_have_count(1)
 
 

@@ -2,35 +2,39 @@ from datetime import timedelta
 from typing import Any
 
 from django.core.management.base import CommandParser
+from django.template.defaultfilters import pluralize
 from django.utils import timezone
 
 from courses.counts.audit import prune
-from courses.management.base import AppCommand
+from courses.management.base import AppCommand, positive_int
 
 KEEP_DAYS = 400
 
 
 class Command(AppCommand):
-    help = "Deletes from the ledger what is older than so many days, a thousand rows at a time."
+    help = (
+        "Deletes the records of old checks and rebuilds, and of drifted courses that were "
+        "corrected long ago. Keeps the records of courses that are still drifted."
+    )
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
             "--keep-days",
+            type=positive_int,
             default=KEEP_DAYS,
-            metavar="N",
-            help="what is younger is kept (default: %(default)s)",
+            metavar="DAYS",
+            help="delete only records older than this (default: %(default)s)",
         )
 
-    def handle(self, *, keep_days: str, verbosity: int, **options: Any) -> None:
-        runs, drifts = prune(before=timezone.now() - timedelta(days=self._days(keep_days)))
-        if verbosity:
-            self.stdout.write(f"Deleted from the ledger: runs {runs}, drifts {drifts}.")
-
-    def _days(self, value: str | int) -> int:
+    def handle(self, *, keep_days: int, verbosity: int, **options: Any) -> None:
         try:
-            days = int(value)
-        except ValueError:
-            days = 0
-        if not 0 < days <= 36_500:
-            raise self.usage_error(f"--keep-days takes 1 to 36500 days, not {value!r}.")
-        return days
+            before = timezone.now() - timedelta(days=keep_days)
+        except OverflowError:
+            raise self.usage_error(f"--keep-days {keep_days} is before the year 1.") from None
+        runs, discrepancies = prune(before=before)
+        if verbosity:
+            self.stdout.write(
+                f"Deleted {runs} run{pluralize(runs)} and {discrepancies} "
+                f"discrepanc{pluralize(discrepancies, 'y,ies')} older than {keep_days} "
+                f"day{pluralize(keep_days)}."
+            )

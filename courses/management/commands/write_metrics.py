@@ -10,16 +10,16 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from courses.counts.status import health
+from courses.counts.status import count_status
 from courses.management.base import AppCommand
 from courses.models import Course
 
 
 class Command(AppCommand):
     help = (
-        "Writes what Prometheus' node exporter reads from a text file: what the last check "
-        "found, the number of enrollments, and the counters of the site's processes. Looks into "
-        "the ledger and checks nothing itself."
+        "Writes metrics for the text file collector of Prometheus' node exporter: the result of "
+        "the last check, the number of enrollments, and the counters of the site's processes. "
+        "Checks nothing itself."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -27,52 +27,59 @@ class Command(AppCommand):
         parser.add_argument(
             "--counters",
             type=Path,
-            metavar="FOLDER",
-            help="the site's PROMETHEUS_MULTIPROC_DIR: refusals, retries and deadlocks as well",
+            metavar="DIR",
+            help="also write the counters in this directory, the PROMETHEUS_MULTIPROC_DIR of the "
+            "site: rejections, retries and deadlocks",
         )
 
     def handle(self, *, output: Path | None, counters: Path | None, **options: Any) -> None:
-        text, error = _exposed(_Counts()), ""
+        metrics, error = _format(_CountCollector()), None
         if counters:
-            # What is wrong with the site's counters keeps nobody from learning of drift.
+            # Drift must be reported even if the counters are unreadable.
             try:
-                if not counters.is_dir():
-                    raise NotADirectoryError("it is no folder")
-                text += _exposed(
-                    MultiProcessCollector(None, path=str(counters))  # type: ignore[no-untyped-call]
-                )
-            except (OSError, RuntimeError, ValueError, struct.error) as unreadable:
-                error = (
-                    f"--counters: {counters} can't be read ({unreadable}); all else is written. "
-                    "The site makes that folder when it starts with PROMETHEUS_MULTIPROC_DIR set."
+                metrics += _read_counters(counters)
+            except (OSError, RuntimeError, ValueError, struct.error) as reason:
+                error = self.usage_error(
+                    f"--counters: {counters} can't be read ({reason}). All other metrics are "
+                    "written. The site creates the directory when it starts with "
+                    "PROMETHEUS_MULTIPROC_DIR set."
                 )
         with self.output(output) as file:
-            file.write(text)
+            file.write(metrics)
         if error:
-            raise self.usage_error(error)
+            raise error
 
 
-class _Counts(Collector):
-    # Not `Gauge`, which in a process with PROMETHEUS_MULTIPROC_DIR leaves its values there,
-    # to be told for ever.
+class _CountCollector(Collector):
+    # A prometheus_client.Gauge would also write its value to PROMETHEUS_MULTIPROC_DIR, if this
+    # process has one, and the next run would report it again.
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        found = health()
+        status = count_status()
+        yield GaugeMetricFamily("courses_drifted", "Courses known to have drifted.", status.drifted)
         yield GaugeMetricFamily(
-            "courses_drifted", "Courses known to have a wrong count.", found.drifted
+            "courses_absolute_drift",
+            "Sum of their drifts without the signs, in enrollments.",
+            status.absolute_drift,
         )
+        # An age would stop growing if this command no longer ran.
         yield GaugeMetricFamily(
-            "courses_absolute_drift", "By how much they were found wrong.", found.absolute_drift
+            "courses_last_check_timestamp_seconds",
+            "Time of the last check of all courses, or 0 if there was none.",
+            status.checked_at.timestamp() if status.checked_at else 0,
         )
-        # A time and not an age, which would stand still with the file. 0: never.
-        checked_at = found.whole.started_at.timestamp() if found.whole else 0
-        yield GaugeMetricFamily(
-            "courses_last_check_timestamp_seconds", "The last check of all.", checked_at
-        )
-        stored = Course.objects.aggregate(sum=Sum("total_enrollments"))["sum"] or 0
-        yield GaugeMetricFamily("courses_enrollments", "Sum of the stored counts.", stored)
+        enrollments = Course.objects.aggregate(sum=Sum("total_enrollments", default=0))["sum"]
+        yield GaugeMetricFamily("courses_enrollments", "Sum of the stored counts.", enrollments)
 
 
-def _exposed(collector: Collector) -> str:
+def _read_counters(directory: Path) -> str:
+    if not directory.is_dir():
+        raise NotADirectoryError("it is not a directory")
+    return _format(
+        MultiProcessCollector(None, path=str(directory))  # type: ignore[no-untyped-call]
+    )
+
+
+def _format(collector: Collector) -> str:
     registry = CollectorRegistry(auto_describe=False)
     registry.register(collector)
     return generate_latest(registry).decode()

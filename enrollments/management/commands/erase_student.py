@@ -23,7 +23,7 @@ class Command(AppCommand):
         found = users.filter(username=username).first()
         if found is None or found.get_username() != username:
             raise self.usage_error(f"There is no user {username!r}: nothing was erased.")
-        erased = erase_student(student=found, origin=Origin(actor=self.account()))
+        erased = erase_student(student=found, origin=Origin(actor=self.actor_name()))
         if verbosity:
             self.stdout.write(
                 f"Erased {erased} enrollment{'' if erased == 1 else 's'} of {username}. "

@@ -73,7 +73,7 @@ class Command(AppCommand):
                 summary = import_file(
                     file=opened,
                     refuse=refuse,
-                    actor=self.account(),
+                    actor=self.actor_name(),
                     dry_run=dry_run,
                     existing_only=existing_only,
                     expect=bar.reset,

@@ -3,148 +3,154 @@ from typing import Any
 
 import pytest
 from django.db import connection, transaction
-from django.db.models import F
 from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 
-from courses.counts.drift import Batch, Drift, find_drift, rebuild
+from courses.counts.drift import Batch, DriftedCourse, find_drift, rebuild
 from courses.managers import true_count
 from courses.models import Course
 from enrollments.services import enroll, enroll_many, unenroll
-from tests.conftest import drifts
+from tests.support.audits import add_drift
+from tests.support.counts import drift_by_title
 from tests.support.threads import ConcurrentThread
 
 Make = Callable[..., Any]
 
 
-def damage(course: Course, by: int) -> None:
-    Course.objects.filter(pk=course.pk).update(total_enrollments=F("total_enrollments") + by)
-
-
 @pytest.fixture
 def courses(make_course: Make, make_students: Make) -> list[Course]:
-    """Five courses with three students each, of which the second is 2 too high, the fourth 1
-    too low."""
+    """Return five courses with three students each. The second and the fourth have drifted."""
     students = make_students(3)
-    made = [make_course() for _ in range(5)]
-    for course in made:
+    courses = [make_course() for _ in range(5)]
+    for course in courses:
         enroll_many(course=course, students=students)
-    damage(made[1], 2)
-    damage(made[3], -1)
-    return made
+    add_drift(courses[1], by=2)
+    add_drift(courses[3], by=-1)
+    return courses
 
 
-def expected(courses: list[Course]) -> list[Drift]:
+def expected_drift(courses: list[Course]) -> list[DriftedCourse]:
     second, fourth = courses[1], courses[3]
-    return [Drift(second.pk, second.title, 5, 3), Drift(fourth.pk, fourth.title, 2, 3)]
+    return [
+        DriftedCourse(second.pk, second.title, stored=5, true=3),
+        DriftedCourse(fourth.pk, fourth.title, stored=2, true=3),
+    ]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 1000])
-def test_drift_is_found_and_left(courses: list[Course], batch_size: int) -> None:
-    seen: list[int] = []
-    found = list(find_drift(batch_size=batch_size, courses_checked=seen.append))
-    assert found == expected(courses)
-    assert [drift.drift for drift in found] == [2, -1]
-    assert sum(seen) == 5
-    assert max(seen) <= batch_size
-    assert len(drifts()) == 2
+def test_find_drift_yields_the_drifted_courses_and_changes_nothing(
+    courses: list[Course], batch_size: int
+) -> None:
+    batches: list[Batch] = []
+    drifted = list(find_drift(batch_size=batch_size, on_batch=batches.append))
+    assert drifted == expected_drift(courses)
+    assert [course.drift for course in drifted] == [2, -1]
+    assert sum(batch.courses_checked for batch in batches) == 5
+    assert max(batch.courses_checked for batch in batches) <= batch_size
+    assert len(drift_by_title()) == 2
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 1000])
-def test_drift_is_corrected_and_told(courses: list[Course], batch_size: int) -> None:
-    assert list(rebuild(batch_size=batch_size)) == expected(courses)
-    assert drifts() == {}
+def test_rebuild_corrects_the_drifted_courses_and_yields_them(
+    courses: list[Course], batch_size: int
+) -> None:
+    assert list(rebuild(batch_size=batch_size)) == expected_drift(courses)
+    assert drift_by_title() == {}
     assert list(rebuild(batch_size=batch_size)) == []
 
 
-def test_only_so_many_courses_are_locked_at_once(
+def test_rebuild_locks_at_most_max_locked_courses_in_one_transaction(
     courses: list[Course], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Course.objects.update(total_enrollments=9)
     monkeypatch.setattr("courses.counts.drift.MAX_LOCKED_COURSES", 2)
     with CaptureQueriesContext(connection) as queries:
         assert len(list(rebuild())) == 5
-    written = [query["sql"] for query in queries if query["sql"].startswith("UPDATE")]
-    assert len(written) == 3
-    assert drifts() == {}
+    updates = [query["sql"] for query in queries if query["sql"].startswith("UPDATE")]
+    assert len(updates) == 3
+    assert drift_by_title() == {}
 
 
-def test_only_so_many_rows_are_counted_under_locks(
-    courses: list[Course], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("max_rows", "transactions"), [(15, 1), (7, 3), (6, 3), (5, 5), (1, 5)])
+def test_rebuild_counts_at_most_max_counted_rows_or_one_course_in_a_transaction(
+    courses: list[Course], monkeypatch: pytest.MonkeyPatch, max_rows: int, transactions: int
 ) -> None:
-    """A course of more rows has a transaction of its own: others needn't wait for it."""
     Course.objects.update(total_enrollments=9)
-    for most, transactions in [(7, 3), (6, 3), (5, 5), (1, 5), (15, 1)]:
-        monkeypatch.setattr("courses.counts.drift.MAX_COUNTED_ROWS", most)
-        with CaptureQueriesContext(connection) as queries:
-            assert len(list(rebuild())) == 5
-        written = [query["sql"] for query in queries if query["sql"].startswith("UPDATE")]
-        assert len(written) == transactions
-        assert drifts() == {}
-        Course.objects.update(total_enrollments=9)
-    list(rebuild())
+    monkeypatch.setattr("courses.counts.drift.MAX_COUNTED_ROWS", max_rows)
+    with CaptureQueriesContext(connection) as queries:
+        assert len(list(rebuild())) == 5
+    updates = [query["sql"] for query in queries if query["sql"].startswith("UPDATE")]
+    assert len(updates) == transactions
+    assert drift_by_title() == {}
 
 
-@pytest.mark.parametrize("look_or_correct", [find_drift, rebuild])
-def test_each_batch_is_told(courses: list[Course], look_or_correct: Make) -> None:
-    told: list[Batch] = []
-    list(look_or_correct(batch_size=2, batch_done=told.append))
-    keys = [course.pk for course in courses]
-    assert [(b.first_id, b.last_id, b.courses_checked, b.drifted) for b in told] == [
-        (keys[0], keys[1], 2, 1),
-        (keys[2], keys[3], 2, 1),
-        (keys[4], keys[4], 1, 0),
-    ]
-    assert [(b.stored, b.true) for b in told] == [(8, 6), (5, 6), (3, 3)]
-    assert [batch.locked_for > 0 for batch in told] == [look_or_correct is rebuild] * 2 + [False]
+@pytest.mark.parametrize("function", [find_drift, rebuild])
+def test_on_batch_gets_each_batch(courses: list[Course], function: Make) -> None:
+    batches: list[Batch] = []
+    started_at = timezone.now()
+    list(function(batch_size=2, on_batch=batches.append))
+    pks = [course.pk for course in courses]
+    assert [batch.course_ids for batch in batches] == [pks[:2], pks[2:4], pks[4:]]
+    assert (batches[0].first_id, batches[0].last_id) == (pks[0], pks[1])
+    second, fourth = expected_drift(courses)
+    assert [batch.drifted for batch in batches] == [[second], [fourth], []]
+    assert started_at <= batches[0].read_at <= batches[1].read_at <= timezone.now()
+    is_locked = function is rebuild
+    assert [batch.lock_seconds > 0 for batch in batches] == [is_locked, is_locked, False]
 
 
 @pytest.mark.django_db(transaction=True)
-def test_what_is_committed_is_told_at_once_and_before_it_is_yielded(courses: list[Course]) -> None:
-    def committed(drifts_corrected: list[Drift]) -> None:
+def test_on_commit_gets_the_corrected_courses_after_commit_and_before_they_are_yielded(
+    courses: list[Course],
+) -> None:
+    commits: list[Batch] = []
+
+    def on_commit(batch: Batch) -> None:
         assert not connection.in_atomic_block
-        told.append(drifts_corrected)
+        commits.append(batch)
 
-    told: list[list[Drift]] = []
-    found = rebuild(committed=committed)
-    assert next(found) == expected(courses)[0]
-    assert told == [expected(courses)]
+    drifted = rebuild(on_commit=on_commit)
+    assert next(drifted) == expected_drift(courses)[0]
+    (commit,) = commits
+    assert commit.drifted == expected_drift(courses)
+    assert commit.course_ids == [courses[1].pk, courses[3].pk]
 
 
-def test_it_rests_between_batches_and_not_after_the_last(
+def test_rebuild_pauses_between_batches_but_not_after_the_last(
     courses: list[Course], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rests: list[float] = []
-    monkeypatch.setattr("courses.counts.drift.time.sleep", rests.append)
+    pauses: list[float] = []
+    monkeypatch.setattr("courses.counts.drift.time.sleep", pauses.append)
     list(rebuild(batch_size=2, pause=0.5))
-    assert rests == [0.5, 0.5]
+    assert pauses == [0.5, 0.5]
 
 
-def test_only_the_given_courses_are_corrected(courses: list[Course]) -> None:
-    given = Course.objects.filter(pk__in=[courses[0].pk, courses[1].pk])
-    assert [found.course_id for found in rebuild(courses=given)] == [courses[1].pk]
-    assert list(drifts()) == [courses[3].title]
+def test_rebuild_corrects_only_the_selected_courses(courses: list[Course]) -> None:
+    selected = Course.objects.filter(pk__in=[courses[0].pk, courses[1].pk])
+    assert [course.course_id for course in rebuild(courses=selected)] == [courses[1].pk]
+    assert list(drift_by_title()) == [courses[3].title]
 
 
-def test_courses_that_come_with_joins_are_looked_at_once(courses: list[Course]) -> None:
+def test_find_drift_yields_a_course_once_if_the_queryset_has_joins(courses: list[Course]) -> None:
     joined = Course.objects.filter(enrollments__status="active")
-    assert list(find_drift(courses=joined, batch_size=2)) == expected(courses)
+    assert list(find_drift(courses=joined, batch_size=2)) == expected_drift(courses)
 
 
-def test_a_catalog_that_is_right_is_only_read(courses: list[Course]) -> None:
+def test_rebuild_only_reads_if_all_counts_are_correct(courses: list[Course]) -> None:
     list(rebuild())
     with CaptureQueriesContext(connection) as queries:
         list(rebuild(batch_size=2))
-    assert len(queries) == 4
+    assert len(queries) == 3
     assert all(query["sql"].startswith("SELECT") for query in queries)
     assert not any("FOR UPDATE" in query["sql"] for query in queries)
 
 
-def test_no_courses_no_drift(db: None) -> None:
+def test_rebuild_yields_nothing_without_courses(db: None) -> None:
     assert list(rebuild()) == []
 
 
 @pytest.mark.parametrize("batch_size", [0, -1])
-def test_a_batch_has_at_least_one_course(db: None, batch_size: int) -> None:
+def test_find_drift_raises_value_error_for_a_batch_size_below_1(db: None, batch_size: int) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         list(find_drift(batch_size=batch_size))
 
@@ -152,68 +158,70 @@ def test_a_batch_has_at_least_one_course(db: None, batch_size: int) -> None:
 @pytest.mark.mariadb
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("service", [enroll, unenroll])
-def test_who_enrols_while_a_course_is_recounted_is_counted(
+def test_rebuild_counts_a_concurrent_enrollment_or_withdrawal(
     courses: list[Course], make_students: Make, service: Make
 ) -> None:
-    course = courses[3]  # the second to be corrected: the statement has its snapshot by then
+    # The snapshot of the recount would be older than the lock of the second course.
+    course = courses[3]
     (newcomer,) = make_students(1)
     student = newcomer if service is enroll else course.enrollments.first().student
-    rival = ConcurrentThread(lambda: list(rebuild()))
+    thread = ConcurrentThread(lambda: list(rebuild()))
     with transaction.atomic():
         service(student=student, course=course)
-        rival.start_and_wait_until_blocked()
-    assert [found.course_id for found in rival.finish()] == [courses[1].pk, courses[3].pk]
-    assert drifts() == {}
+        thread.start_and_wait_until_blocked()
+    assert [course.course_id for course in thread.finish()] == [courses[1].pk, courses[3].pk]
+    assert drift_by_title() == {}
 
 
 @pytest.mark.mariadb
 @pytest.mark.django_db(transaction=True)
-def test_a_recount_that_locks_in_its_own_statement_goes_wrong(
+def test_recounting_in_the_statement_that_locks_loses_a_concurrent_enrollment(
     courses: list[Course], make_students: Make
 ) -> None:
-    """Why the rebuild takes two statements. READ COMMITTED takes one snapshot a statement: at
-    the first course, here, and so before it has the lock on the second."""
+    """Show why the rebuild locks in one statement and counts in another.
+
+    Under READ COMMITTED, the statement's snapshot is taken at the first course, before the
+    second one is locked.
+    """
     first, _, second, *_ = courses
     (newcomer,) = make_students(1)
     both = Course.objects.filter(pk__in=[first.pk, second.pk])
-    rival = ConcurrentThread(lambda: both.update(total_enrollments=true_count()))
+    thread = ConcurrentThread(lambda: both.update(total_enrollments=true_count()))
     with transaction.atomic():
         enroll(student=newcomer, course=second)
-        rival.start_and_wait_until_blocked()
-    rival.finish()
-    assert drifts()[second.title] == -1
+        thread.start_and_wait_until_blocked()
+    thread.finish()
+    assert drift_by_title()[second.title] == -1
 
 
 @pytest.mark.mariadb
 @pytest.mark.django_db(transaction=True)
-def test_a_right_course_is_neither_waited_for_nor_held(
-    courses: list[Course], make_students: Make
-) -> None:
+def test_rebuild_does_not_lock_a_correct_course(courses: list[Course], make_students: Make) -> None:
     (newcomer,) = make_students(1)
     with transaction.atomic():
         enroll(student=newcomer, course=courses[0])
-        # Would wait for ever: the lock is given back only after it.
+        # A rebuild that needed this lock would wait for the end of this transaction.
         assert len(ConcurrentThread(lambda: list(rebuild())).start_and_finish()) == 2
-    assert drifts() == {}
+    assert drift_by_title() == {}
 
 
 @pytest.mark.mariadb
 @pytest.mark.django_db(transaction=True)
-def test_a_rebuild_inside_an_old_snapshot_counts_what_is_there_now(
+def test_rebuild_inside_an_old_snapshot_counts_the_latest_rows(
     courses: list[Course], make_students: Make
 ) -> None:
-    """Under REPEATABLE READ a plain read would count what was there when the snapshot began."""
+    """Under REPEATABLE READ, a plain read would count the rows of the old snapshot."""
     (newcomer,) = make_students(1)
     connection.close()
     options = connection.settings_dict["OPTIONS"]
-    before, options["isolation_level"] = options["isolation_level"], "repeatable read"
+    isolation_level, options["isolation_level"] = options["isolation_level"], "repeatable read"
     try:
         with transaction.atomic():
             assert Course.objects.count() == 5
             ConcurrentThread(lambda: enroll(student=newcomer, course=courses[1])).start_and_finish()
-            found = list(rebuild())
-        assert (found[0].stored, found[0].true) == (6, 4)
-        assert drifts() == {}
+            drifted = list(rebuild())
+        assert (drifted[0].stored, drifted[0].true) == (6, 4)
+        assert drift_by_title() == {}
     finally:
         connection.close()
-        options["isolation_level"] = before
+        options["isolation_level"] = isolation_level

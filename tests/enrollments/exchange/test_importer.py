@@ -14,13 +14,13 @@ import pytest
 from django.contrib.auth import get_user_model
 from django.core.management import CommandError, call_command
 from django.db import connection
-from enrollments.rows import CHUNK_SIZE
 
 from benchmarks import canvas_file
 from courses.models import Course, Subject
 from enrollments.exchange.importer import Summary, import_file
 from enrollments.exchange.reader import Refused, UnreadableFile, enrollment_file
 from enrollments.models import Enrollment
+from enrollments.rows import CHUNK_SIZE
 from enrollments.services import enroll, enroll_many, unenroll
 from tests.conftest import drifts
 from tests.support.commands import (
@@ -771,7 +771,7 @@ class TestProcess:
 def test_database_away(write: Write) -> None:
     url = f"mysql://user:secret@{NOBODY}/catalog"
     done = manage("import_enrollments", str(write(LINES)), env={"DATABASE_URL": url})
-    assert_usage_error(done, "The database does not answer as it should (Can't connect")
+    assert_usage_error(done, "The database failed (Can't connect")
 
 
 @pytest.mark.django_db(transaction=True)
