@@ -1,5 +1,4 @@
 """The project's settings, with what the peers need beside it."""
-# ruff: noqa: F403, F405
 
 import os
 
