@@ -15,11 +15,12 @@ both_services = pytest.mark.parametrize("service", [unenroll, leave])
 def test_keeps_the_row_as_withdrawn_and_decrements_the_counter(
     student: User, course: Course, service: Callable[..., bool]
 ) -> None:
-    enroll(student=student, course=course)
+    enrollment, _ = enroll(student=student, course=course)
     assert service(student=student, course=course) is True
-    enrollment = Enrollment.objects.get()
-    assert enrollment.status == "withdrawn"
-    assert enrollment.withdrawal_date >= enrollment.enrollment_date
+    withdrawn = Enrollment.objects.get()
+    assert withdrawn.status == "withdrawn"
+    assert withdrawn.enrollment_date == enrollment.enrollment_date
+    assert withdrawn.withdrawal_date >= enrollment.enrollment_date
     assert stored_count(course) == 0
 
 
