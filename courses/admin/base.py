@@ -78,6 +78,8 @@ class BoundedPaginator(Paginator):
 
 
 class BoundedChangeList(ChangeList):
+    """A change list that sorts and filters only by what its admin declares."""
+
     def get_filters(self, request: HttpRequest) -> tuple[Any, ...]:
         names = [
             item[0] if isinstance(item, tuple) else getattr(item, "parameter_name", item)
@@ -97,14 +99,20 @@ class BoundedChangeList(ChangeList):
     def get_ordering(self, request: HttpRequest, queryset: QuerySet) -> list[Any]:
         if ORDER_VAR not in self.params:
             return super().get_ordering(request, queryset)
-        # An index serves one column, followed by the primary key in the same direction.
         self.params[ORDER_VAR] = self.params[ORDER_VAR].split(".")[0]
         column = super().get_ordering(request, queryset)[0]
+        unique_columns = {"pk", *(field.name for field in self.lookup_opts.fields if field.unique)}
+        if str(column).lstrip("-") in unique_columns:
+            return [column]
+        # An index contains one column, followed by the primary key in the same direction.
         is_descending = column[0] == "-" if isinstance(column, str) else column.descending
         return [column, "-pk" if is_descending else "pk"]
 
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
+        if not self.query and not self.get_filters_params():
+            # The list is complete, so the search form needs no number of results.
+            self.full_result_count = self.result_count
         # Django would run the query again if there is only one page.
         try:
             self.result_list = self.paginator.page(self.page_num).object_list
@@ -119,6 +127,12 @@ class BoundedChangeList(ChangeList):
 
 
 class BoundedAdmin(admin.ModelAdmin):
+    """Admin whose list never counts its table.
+
+    List filters must have an index, or few rows to read. Lookups by a related object, such as
+    "course__id__exact", are always allowed.
+    """
+
     list_per_page = 50
     list_max_show_all = 0
     show_full_result_count = False
@@ -213,6 +227,8 @@ def selected_pks(queryset: QuerySet) -> list[Any] | None:
 
 
 class RetryingAdmin(BoundedAdmin):
+    """Admin whose forms are saved again after a database conflict."""
+
     def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         return retry_on_conflict(super().changeform_view)(request, *args, **kwargs)
 

@@ -1,4 +1,6 @@
-from collections.abc import Callable
+"""Enrolling, changing and withdrawing in the admin, and the lists of enrollments and users."""
+
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,221 +13,227 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
+from courses.admin.base import MAX_SELECTED
 from courses.models import Course
-from enrollments.admin import MOST_SELECTED
+from enrollments import admin as enrollment_admin
 from enrollments.models import Enrollment
-from enrollments.services import enroll, enroll_many, set_status, unenroll
-from tests.conftest import drifts
-from tests.support.pages import column, held_by_another, meanwhile, sign_in, texts
+from enrollments.services import CourseFull, enroll, enroll_many, set_status, unenroll
+from tests.support.counts import drift_by_title
+from tests.support.pages import column_values, message_texts, sign_in_staff
+from tests.support.threads import hold_row_lock, run_concurrently
 
 Make = Callable[..., Any]
 LIST = "/admin/enrollments/enrollment/"
 ADD = f"{LIST}add/"
+USERS = "/admin/auth/user/"
 
 
 @pytest.fixture(autouse=True)
-def no_drift_afterwards(db: None) -> Any:
+def assert_no_drift_remains(db: None) -> Iterator[None]:
     yield
-    assert drifts() == {}
+    assert drift_by_title() == {}
 
 
 @pytest.fixture
-def row(student: Any, course: Course) -> Enrollment:
+def enrollment(student: Any, course: Course) -> Enrollment:
     return enroll(student=student, course=course)[0]
 
 
 @pytest.fixture
-def full(make_course: Make, make_students: Make) -> Course:
+def full_course(make_course: Make, make_students: Make) -> Course:
     course = make_course(capacity=1)
     enroll(student=make_students(1)[0], course=course)
     return course
 
 
-def change(row: Enrollment) -> str:
-    return reverse("admin:enrollments_enrollment_change", args=[row.pk])
+def change_url(enrollment: Enrollment) -> str:
+    return reverse("admin:enrollments_enrollment_change", args=[enrollment.pk])
 
 
-def withdraw(row: Enrollment) -> str:
-    return reverse("admin:enrollments_enrollment_delete", args=[row.pk])
+def withdraw_url(enrollment: Enrollment) -> str:
+    return reverse("admin:enrollments_enrollment_delete", args=[enrollment.pk])
 
 
-def add(client: Client, student: Any, course: Course, **more: Any) -> HttpResponse:
-    return client.post(ADD, {"student": student.pk, "course": course.pk, **more}, follow=True)
+def post_add_form(client: Client, student: Any, course: Course, **data: Any) -> HttpResponse:
+    return client.post(ADD, {"student": student.pk, "course": course.pk, **data}, follow=True)
 
 
-def choose(client: Client, rows: list[Enrollment], **more: Any) -> HttpResponse:
-    data = {"action": "delete_selected", "_selected_action": [row.pk for row in rows]}
-    return client.post(LIST, data | more, follow=True)
+def withdraw_selected(client: Client, rows: list[Enrollment], **data: Any) -> HttpResponse:
+    form = {"action": "delete_selected", "_selected_action": [row.pk for row in rows]}
+    return client.post(LIST, form | data, follow=True)
 
 
-def stored(course: Course) -> int:
+def stored_count(course: Course) -> int:
     return Course.objects.values_list("total_enrollments", flat=True).get(pk=course.pk)
 
 
-def log() -> list[tuple[str, str]]:
+def log_entries() -> list[tuple[str, str]]:
     entries = LogEntry.objects.order_by("pk")
     return [(entry.object_repr, entry.get_change_message()) for entry in entries]
 
 
-def assert_usage_error(page: HttpResponse, message: str) -> None:
-    """The form again, with the message, and nothing done."""
+def assert_form_error(page: HttpResponse, message: str) -> None:
+    """Assert that the page shows the form with the error, and that nothing was logged."""
     assert page.status_code == 200
     assert [str(e) for errors in page.context["errors"] for e in errors] == [message]
-    assert texts(page) == []
-    assert log() == []
+    assert message_texts(page) == []
+    assert log_entries() == []
 
 
-# Adding ----------------------------------------------------------------------------
+# Adding ------------------------------------------------------------------------------------
 
 
-def test_adding_enrols(staff_client: Client, student: Any, course: Course) -> None:
-    page = add(staff_client, student, course)
-    row = Enrollment.objects.get()
-    assert (row.student, row.course, row.status) == (student, course, "active")
-    assert stored(course) == 1
-    assert "was added successfully" in texts(page)[0]
-    assert log() == [("student1 in Course 1 (active)", "Added.")]
+def test_adding_enrolls_the_student(staff_client: Client, student: Any, course: Course) -> None:
+    page = post_add_form(staff_client, student, course)
+    enrollment = Enrollment.objects.get()
+    assert (enrollment.student, enrollment.course) == (student, course)
+    assert enrollment.status == "active"
+    assert stored_count(course) == 1
+    assert "was added successfully" in message_texts(page)[0]
+    assert log_entries() == [("student1 in Course 1 (active)", "Added.")]
 
 
-def test_adding_takes_up_a_withdrawn_row(
-    staff_client: Client, student: Any, course: Course, row: Enrollment
+def test_adding_reactivates_a_withdrawn_enrollment(
+    staff_client: Client, student: Any, course: Course, enrollment: Enrollment
 ) -> None:
     unenroll(student=student, course=course)
-    page = add(staff_client, student, course)
-    assert "was added successfully" in texts(page)[0]
-    assert Enrollment.objects.get() == row
+    page = post_add_form(staff_client, student, course)
+    assert "was added successfully" in message_texts(page)[0]
+    assert Enrollment.objects.get() == enrollment
     assert Enrollment.objects.get().is_counted
-    assert stored(course) == 1
+    assert stored_count(course) == 1
 
 
-def test_adding_says_who_is_enrolled_already(
-    staff_client: Client, student: Any, course: Course, row: Enrollment
+def test_adding_an_enrolled_student_is_a_form_error(
+    staff_client: Client, student: Any, course: Course, enrollment: Enrollment
 ) -> None:
-    page = add(staff_client, student, course)
-    assert_usage_error(page, "student1 is enrolled in “Course 1” already.")
-    assert stored(course) == 1
+    page = post_add_form(staff_client, student, course)
+    assert_form_error(page, "student1 is already enrolled in “Course 1”.")
+    assert stored_count(course) == 1
 
 
-def test_adding_to_a_full_course_is_refused_and_the_form_keeps_its_values(
-    staff_client: Client, student: Any, full: Course
+def test_adding_to_a_full_course_is_a_form_error_and_keeps_the_values(
+    staff_client: Client, student: Any, full_course: Course
 ) -> None:
-    page = add(staff_client, student, full, _popup="1")
-    assert_usage_error(page, "“Course 1” is full: all 1 seats are taken.")
+    page = post_add_form(staff_client, student, full_course, _popup="1")
+    assert_form_error(page, str(CourseFull(full_course)))
     form = page.context["adminform"].form
     assert form["student"].value() == str(student.pk)
-    assert form["course"].value() == str(full.pk)
+    assert form["course"].value() == str(full_course.pk)
     assert f'<option value="{student.pk}" selected' in page.content.decode()
-    assert f'<option value="{full.pk}" selected' in page.content.decode()
+    assert f'<option value="{full_course.pk}" selected' in page.content.decode()
     assert page.context["is_popup"]
     assert not Enrollment.objects.filter(student=student).exists()
-    assert stored(full) == 1
+    assert stored_count(full_course) == 1
 
 
 @pytest.mark.django_db(transaction=True)
-def test_adding_who_is_gone_meanwhile_is_refused(
+def test_adding_a_student_who_was_deleted_concurrently_is_a_form_error(
     staff_client: Client, student: Any, course: Course, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model_admin = admin.site.get_model_admin(Enrollment)
     save_form = model_admin.save_form
 
-    def delete_then_save(*args: Any, **kwargs: Any) -> Any:
-        meanwhile(lambda: student._meta.model.objects.filter(pk=student.pk).delete())
+    def delete_student_then_save(*args: Any, **kwargs: Any) -> Any:
+        run_concurrently(lambda: student._meta.model.objects.filter(pk=student.pk).delete())
         return save_form(*args, **kwargs)
 
-    monkeypatch.setattr(model_admin, "save_form", delete_then_save)
-    page = add(staff_client, student, course)
+    monkeypatch.setattr(model_admin, "save_form", delete_student_then_save)
+    page = post_add_form(staff_client, student, course)
     assert page.status_code == 200
-    assert f"There is no user with the key {student.pk}." in str(page.context["errors"])
-    assert stored(course) == 0
-    assert log() == []
+    assert str(student.pk) in str(page.context["errors"])
+    assert stored_count(course) == 0
+    assert log_entries() == []
 
 
-# Changing --------------------------------------------------------------------------
+# Changing ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("after", ["active", "completed", "withdrawn"])
-@pytest.mark.parametrize("before", ["active", "completed", "withdrawn"])
-def test_changing_the_status_moves_the_counter(
-    staff_client: Client, row: Enrollment, before: str, after: str
+@pytest.mark.parametrize("new_status", ["active", "completed", "withdrawn"])
+@pytest.mark.parametrize("old_status", ["active", "completed", "withdrawn"])
+def test_changing_the_status_updates_the_counter(
+    staff_client: Client, enrollment: Enrollment, old_status: str, new_status: str
 ) -> None:
-    set_status(student=row.student_id, course=row.course_id, status=before)
-    page = staff_client.post(change(row), {"status": after}, follow=True)
-    assert "was changed successfully" in texts(page)[0]
+    set_status(student=enrollment.student_id, course=enrollment.course_id, status=old_status)
+    page = staff_client.post(change_url(enrollment), {"status": new_status}, follow=True)
+    assert "was changed successfully" in message_texts(page)[0]
     changed = Enrollment.objects.get()
-    assert changed.status == after
-    assert (changed.withdrawal_date is None) == (after != "withdrawn")
-    assert stored(row.course) == int(after != "withdrawn")
+    assert changed.status == new_status
+    assert (changed.withdrawal_date is None) == (new_status != "withdrawn")
+    assert stored_count(enrollment.course) == int(new_status != "withdrawn")
 
 
-def test_changing_the_status_in_a_full_course_is_refused(
-    staff_client: Client, row: Enrollment, make_students: Make
+def test_changing_the_status_in_a_full_course_is_a_form_error(
+    staff_client: Client, enrollment: Enrollment, make_students: Make
 ) -> None:
-    full = row.course
-    unenroll(student=row.student, course=full)
-    enroll_many(course=full, students=make_students(1))
+    course = enrollment.course
+    unenroll(student=enrollment.student, course=course)
+    enroll_many(course=course, students=make_students(1))
     Course.objects.update(capacity=1)
-    page = staff_client.post(change(row), {"status": "completed"})
-    assert_usage_error(page, "“Course 1” is full: all 1 seats are taken.")
+    page = staff_client.post(change_url(enrollment), {"status": "completed"})
+    assert_form_error(page, str(CourseFull(Course.objects.get())))
     assert page.context["adminform"].form["status"].value() == "completed"
-    # The heading says what is, not what was asked for.
+    # The heading shows the status in the database.
     assert page.context["subtitle"] == "student1 in Course 1 (withdrawn)"
-    assert Enrollment.objects.get(pk=row.pk).status == "withdrawn"
-    assert stored(full) == 1
+    assert Enrollment.objects.get(pk=enrollment.pk).status == "withdrawn"
+    assert stored_count(course) == 1
 
 
-def test_student_and_course_of_a_row_stay(
-    staff_client: Client, row: Enrollment, make_students: Make, make_course: Make
+def test_student_and_course_cannot_be_changed(
+    staff_client: Client, enrollment: Enrollment, make_students: Make, make_course: Make
 ) -> None:
-    (other,), another = make_students(1), make_course()
-    data = {"status": "completed", "student": other.pk, "course": another.pk}
-    staff_client.post(change(row), data)
+    data = {"student": make_students(1)[0].pk, "course": make_course().pk, "status": "completed"}
+    staff_client.post(change_url(enrollment), data)
     changed = Enrollment.objects.get()
-    assert (changed.student, changed.course) == (row.student, row.course)
+    assert (changed.student, changed.course) == (enrollment.student, enrollment.course)
     assert changed.status == "completed"
 
 
-# Deleting means withdrawing ------------------------------------------------------------
+# Withdrawing -------------------------------------------------------------------------------
 
 
-def test_the_page_of_a_row_offers_to_withdraw_and_not_to_delete(
-    staff_client: Client, row: Enrollment
+def test_the_change_page_links_to_withdraw_and_not_to_delete(
+    staff_client: Client, enrollment: Enrollment
 ) -> None:
-    text = staff_client.get(change(row)).content.decode()
-    assert f'<a href="{withdraw(row)}">Withdraw</a>' in text
-    assert "Delete" not in text
-    unenroll(student=row.student, course=row.course)
-    assert withdraw(row) not in staff_client.get(change(row)).content.decode()
+    html = staff_client.get(change_url(enrollment)).content.decode()
+    assert f'<a href="{withdraw_url(enrollment)}">Withdraw</a>' in html
+    assert "Delete" not in html
+    unenroll(student=enrollment.student, course=enrollment.course)
+    html = staff_client.get(change_url(enrollment)).content.decode()
+    assert withdraw_url(enrollment) not in html
 
 
-def test_withdrawing_one(staff_client: Client, row: Enrollment) -> None:
-    page = staff_client.get(withdraw(row))
-    text = page.content.decode()
+def test_one_enrollment_is_withdrawn(staff_client: Client, enrollment: Enrollment) -> None:
+    page = staff_client.get(withdraw_url(enrollment))
+    html = page.content.decode()
     assert page.context["title"] == "Withdraw"
-    assert "Withdraw student1 from “Course 1”? The row is kept" in text
-    assert "Delete" not in text
+    assert "Withdraw student1 from “Course 1”? The record is kept" in html
+    assert "Delete" not in html
 
-    page = staff_client.post(withdraw(row), {"post": "yes"}, follow=True)
+    page = staff_client.post(withdraw_url(enrollment), {"post": "yes"}, follow=True)
     assert page.redirect_chain[0][0] == LIST
-    assert texts(page) == ["1 enrollment withdrawn. No row was deleted."]
-    kept = Enrollment.objects.get()
-    assert (kept.pk, kept.status) == (row.pk, "withdrawn")
-    assert stored(row.course) == 0
-    assert log() == [("student1 in Course 1 (withdrawn)", "Withdrawn.")]
+    assert message_texts(page) == ["Withdrew 1 enrollment. The record is kept."]
+    withdrawn = Enrollment.objects.get()
+    assert (withdrawn.pk, withdrawn.status) == (enrollment.pk, "withdrawn")
+    assert stored_count(enrollment.course) == 0
+    assert log_entries() == [("student1 in Course 1 (withdrawn)", "Withdrawn.")]
 
 
-def test_withdrawing_again_changes_nothing_and_says_so(
-    staff_client: Client, row: Enrollment
+def test_withdrawing_a_withdrawn_enrollment_changes_nothing(
+    staff_client: Client, enrollment: Enrollment
 ) -> None:
-    unenroll(student=row.student, course=row.course)
-    before = Enrollment.objects.values().get()
-    page = staff_client.post(withdraw(row), {"post": "yes"}, follow=True)
-    assert texts(page) == ["Nobody was withdrawn: they were already."]
-    assert texts(choose(staff_client, [row])) == ["Nobody was withdrawn: they were already."]
-    assert Enrollment.objects.values().get() == before
-    assert log() == []
+    unenroll(student=enrollment.student, course=enrollment.course)
+    values = Enrollment.objects.values().get()
+    for page in (
+        staff_client.post(withdraw_url(enrollment), {"post": "yes"}, follow=True),
+        withdraw_selected(staff_client, [enrollment]),
+    ):
+        assert message_texts(page) == ["These enrollments were already withdrawn."]
+    assert Enrollment.objects.values().get() == values
+    assert log_entries() == []
 
 
-def test_withdrawing_the_selected(
+def test_selected_enrollments_are_withdrawn(
     staff_client: Client, make_course: Make, make_students: Make
 ) -> None:
     students = make_students(3)
@@ -233,147 +241,213 @@ def test_withdrawing_the_selected(
     for course in courses:
         enroll_many(course=course, students=students)
     unenroll(student=students[0], course=courses[0])
-    gone, *rows = list(Enrollment.objects.order_by("pk"))[:-1]
-    date = gone.withdrawal_date
+    withdrawn, *others = list(Enrollment.objects.order_by("pk"))[:-1]
 
-    page = choose(staff_client, [gone, *rows])
-    text = page.content.decode()
+    page = withdraw_selected(staff_client, [withdrawn, *others])
+    html = page.content.decode()
     assert page.context["title"] == "Withdraw selected enrollments"
-    assert "The rows are kept" in text
-    assert [str(row) in text for row in [gone, *rows]] == [False, True, True, True, True]
-    assert "Delete" not in text
-    assert stored(courses[0]) == 2
+    assert "The records are kept" in html
+    assert [str(row) in html for row in [withdrawn, *others]] == [False, True, True, True, True]
+    assert "Delete" not in html
+    assert stored_count(courses[0]) == 2
 
-    # Who withdraws meanwhile is not counted.
-    unenroll(student=rows[0].student_id, course=rows[0].course_id)
-    page = choose(staff_client, [gone, *rows], post="yes")
-    assert texts(page) == ["3 enrollments withdrawn. No row was deleted."]
-    assert [stored(course) for course in courses] == [0, 1]
+    # A student who withdraws before the confirmation is not withdrawn again.
+    unenroll(student=others[0].student_id, course=others[0].course_id)
+    page = withdraw_selected(staff_client, [withdrawn, *others], post="yes")
+    assert message_texts(page) == ["Withdrew 3 enrollments. The records are kept."]
+    assert [stored_count(course) for course in courses] == [0, 1]
     assert Enrollment.objects.count() == 6
     assert Enrollment.objects.counted().count() == 1
-    assert Enrollment.objects.get(pk=gone.pk).withdrawal_date == date
-    assert [message for _, message in log()] == ["Withdrawn."] * 3
-    assert all("(withdrawn)" in name for name, _ in log())
+    date = Enrollment.objects.get(pk=withdrawn.pk).withdrawal_date
+    assert date == withdrawn.withdrawal_date
+    assert [message for _, message in log_entries()] == ["Withdrawn."] * 3
+    assert all("(withdrawn)" in name for name, _ in log_entries())
 
 
-def test_as_many_are_withdrawn_at_a_time_as_a_form_can_hold(
+def test_the_withdraw_action_accepts_a_maximum_of_enrollments(
     staff_client: Client, course: Course, make_students: Make
 ) -> None:
-    enroll_many(course=course, students=make_students(MOST_SELECTED + 1))
-    some = list(Enrollment.objects.all()[:1])
-    page = choose(staff_client, some, index=0, select_across=1)
-    assert texts(page) == [f"Nobody was withdrawn: select at most {MOST_SELECTED} at a time."]
-    assert stored(course) == MOST_SELECTED + 1
+    enroll_many(course=course, students=make_students(MAX_SELECTED + 1))
+    first = Enrollment.objects.first()
+    page = withdraw_selected(staff_client, [first], index=0, select_across=1)
+    assert message_texts(page) == [f"Select at most {MAX_SELECTED} enrollments to withdraw."]
+    assert stored_count(course) == MAX_SELECTED + 1
 
-    unenroll(student=some[0].student_id, course=course)
-    page = choose(staff_client, some, index=0, select_across=1)
-    assert len(page.context["rows"]) == MOST_SELECTED
-    page = choose(staff_client, page.context["rows"], post="yes")
-    assert texts(page) == [f"{MOST_SELECTED} enrollments withdrawn. No row was deleted."]
-    assert stored(course) == 0
+    unenroll(student=first.student_id, course=course)
+    page = withdraw_selected(staff_client, [first], index=0, select_across=1)
+    assert len(page.context["enrollments"]) == MAX_SELECTED
+    page = withdraw_selected(staff_client, page.context["enrollments"], post="yes")
+    assert message_texts(page) == [f"Withdrew {MAX_SELECTED} enrollments. The records are kept."]
+    assert stored_count(course) == 0
 
 
 def test_the_list_offers_to_withdraw_and_not_to_delete(
-    staff_client: Client, row: Enrollment
+    staff_client: Client, enrollment: Enrollment
 ) -> None:
-    text = staff_client.get(LIST).content.decode()
-    assert '<option value="delete_selected">Withdraw selected enrollments</option>' in text
-    assert "Delete" not in text
+    html = staff_client.get(LIST).content.decode()
+    assert '<option value="delete_selected">Withdraw selected enrollments</option>' in html
+    assert "Delete" not in html
 
 
-# Others at the same time ---------------------------------------------------------------
+# Transactions ------------------------------------------------------------------------------
+
+each_change = pytest.mark.parametrize("change", ["add", "change", "withdraw", "withdraw selected"])
 
 
-def requests(row: Enrollment, other: Any) -> dict[str, tuple[str, dict[str, Any]]]:
-    """All ways to change something: the path, and what is sent there."""
+def request_for(change: str, enrollment: Enrollment, student: Any) -> tuple[str, dict[str, Any]]:
+    """Return the path and the data of a POST request that makes the change."""
     return {
-        "add": (ADD, {"student": other.pk, "course": row.course_id}),
-        "change": (change(row), {"status": "withdrawn"}),
-        "withdraw": (withdraw(row), {"post": "yes"}),
+        "add": (ADD, {"student": student.pk, "course": enrollment.course_id}),
+        "change": (change_url(enrollment), {"status": "withdrawn"}),
+        "withdraw": (withdraw_url(enrollment), {"post": "yes"}),
         "withdraw selected": (
             LIST,
-            {"action": "delete_selected", "_selected_action": row.pk, "post": "yes"},
+            {"action": "delete_selected", "_selected_action": enrollment.pk, "post": "yes"},
         ),
-    }
+    }[change]
 
 
 @pytest.mark.mariadb
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.parametrize("way", ["add", "change", "withdraw", "withdraw selected"])
-def test_a_conflict_is_tried_again(
-    staff_client: Client, row: Enrollment, make_students: Make, way: str
+@each_change
+def test_a_change_is_retried_after_a_conflict(
+    staff_client: Client, enrollment: Enrollment, make_students: Make, change: str
 ) -> None:
-    path, data = requests(row, make_students(1)[0])[way]
-    with held_by_another(row.course):
+    path, data = request_for(change, enrollment, make_students(1)[0])
+    with hold_row_lock(enrollment.course):
         page = staff_client.post(path, data, follow=True)
-    assert len(texts(page)) == 1
-    assert len(log()) == 1
-    assert stored(row.course) == (2 if way == "add" else 0)
+    assert len(message_texts(page)) == 1
+    assert len(log_entries()) == 1
+    assert stored_count(enrollment.course) == (2 if change == "add" else 0)
 
 
-@pytest.mark.parametrize("way", ["add", "change", "withdraw", "withdraw selected"])
-def test_nothing_is_changed_without_its_log_entry(
-    staff_client: Client, row: Enrollment, make_students: Make, way: str
+@each_change
+def test_a_change_is_rolled_back_if_its_log_entry_fails(
+    staff_client: Client, enrollment: Enrollment, make_students: Make, change: str
 ) -> None:
     def fail(**kwargs: Any) -> None:
         raise RuntimeError("no log entry")
 
-    path, data = requests(row, make_students(1)[0])[way]
-    before = list(Enrollment.objects.values())
+    path, data = request_for(change, enrollment, make_students(1)[0])
+    rows = list(Enrollment.objects.values())
     pre_save.connect(fail, sender=LogEntry)
     try:
         with pytest.raises(RuntimeError, match="no log entry"):
             staff_client.post(path, data)
     finally:
         pre_save.disconnect(fail, sender=LogEntry)
-    assert list(Enrollment.objects.values()) == before
+    assert list(Enrollment.objects.values()) == rows
 
 
-# The list ------------------------------------------------------------------------------
+# The lists ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("query", ["", "status__exact=active", "q=student", "o=1"])
-def test_more_rows_need_no_more_queries(
+@pytest.mark.parametrize("query", ["", "q=student", "q=student&status__exact=active", "o=1"])
+def test_the_number_of_queries_does_not_grow_with_the_list(
     staff_client: Client, make_course: Make, make_students: Make, query: str
 ) -> None:
-    def add_rows(number: int) -> None:
+    def add_enrollments(number: int) -> None:
         for student in make_students(number):
             enroll(student=student, course=make_course())
 
-    def queries() -> int:
-        staff_client.get(f"{LIST}?{query}")  # the first time, more may be read and kept
-        with CaptureQueriesContext(connection) as captured:
+    def count_queries() -> int:
+        staff_client.get(f"{LIST}?{query}")  # The first request also fills caches.
+        with CaptureQueriesContext(connection) as queries:
             page = staff_client.get(f"{LIST}?{query}")
-        assert len(column(page, "student")) == Enrollment.objects.count()
-        return len(captured)
+        assert len(column_values(page, "student")) == Enrollment.objects.count()
+        return len(queries)
 
-    add_rows(2)
-    before = queries()
-    add_rows(20)
-    assert queries() == before
-
-
-# Permissions ---------------------------------------------------------------------------
+    add_enrollments(2)
+    queries = count_queries()
+    add_enrollments(20)
+    assert count_queries() == queries
 
 
-def test_who_may_only_view_changes_nothing(client: Client, row: Enrollment, full: Course) -> None:
-    sign_in(client, "view_enrollment")
-    before = list(Enrollment.objects.values())
+def test_enrollments_are_searched_by_the_beginning_of_the_username(
+    staff_client: Client, make_course: Make, make_students: Make
+) -> None:
+    students = make_students(12)
+    for course in [make_course(title="student1"), make_course()]:
+        enroll_many(course=course, students=students)
+
+    def search(term: str) -> set[str]:
+        page = staff_client.get(LIST, {"q": term})
+        return {row.student.username for row in page.context["cl"].result_list}
+
+    assert search("STUDENT1") == {"student1", "student10", "student11", "student12"}
+    assert search("tudent1") == search("%") == set()
+
+
+def test_a_search_finds_the_enrollments_of_the_first_matching_students(
+    staff_client: Client, course: Course, make_students: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(enrollment_admin, "MAX_STUDENTS", 2)
+    enroll_many(course=course, students=make_students(3))
+    page = staff_client.get(LIST, {"q": "student"})
+    assert {row.student.username for row in page.context["cl"].result_list} == {
+        "student1",
+        "student2",
+    }
+
+
+def test_the_status_filter_is_offered_for_one_course_or_a_search(
+    staff_client: Client, enrollment: Enrollment
+) -> None:
+    assert b"status__exact=active" not in staff_client.get(LIST).content
+    for query in (f"course__id__exact={enrollment.course_id}", "q=student"):
+        page = staff_client.get(f"{LIST}?{query}")
+        assert b"status__exact=active" in page.content
+        page = staff_client.get(f"{LIST}?{query}&status__exact=withdrawn")
+        assert column_values(page, "student") == []
+
+
+def test_the_course_page_links_to_its_enrollments_sorted_by_status(
+    staff_client: Client, course: Course, make_students: Make
+) -> None:
+    students = make_students(4)
+    enroll_many(course=course, students=students)
+    unenroll(student=students[0], course=course)
+    link = f"{LIST}?course__id__exact={course.pk}"
+    html = staff_client.get(reverse("admin:courses_course_change", args=[course.pk])).content
+    assert link in html.decode()
+    rows = staff_client.get(link).context["cl"].result_list
+    assert [row.student for row in rows] == [*students[1:], students[0]]
+
+
+def test_users_are_searched_by_the_beginning_of_the_username(
+    staff_client: Client, make_students: Make
+) -> None:
+    make_students(11)
+    page = staff_client.get(f"{USERS}?q=student1")
+    assert column_values(page, "username") == ["student1", "student10", "student11"]
+    assert column_values(staff_client.get(f"{USERS}?q=tudent"), "username") == []
+
+
+# Permissions -------------------------------------------------------------------------------
+
+
+def test_view_permission_alone_allows_no_change(
+    client: Client, enrollment: Enrollment, full_course: Course
+) -> None:
+    sign_in_staff(client, "view_enrollment")
+    rows = list(Enrollment.objects.values())
     assert b"delete_selected" not in client.get(LIST).content
-    text = client.get(change(row)).content.decode()
-    assert withdraw(row) not in text
-    assert "Save" not in text
-    choose(client, [row], post="yes", index=0)
-    assert client.post(change(row), {"status": "withdrawn"}).status_code == 403
-    assert client.get(withdraw(row)).status_code == 403
-    assert client.post(withdraw(row), {"post": "yes"}).status_code == 403
-    assert add(client, row.student, full).status_code == 403
-    assert list(Enrollment.objects.values()) == before
+    html = client.get(change_url(enrollment)).content.decode()
+    assert withdraw_url(enrollment) not in html
+    assert "Save" not in html
+    withdraw_selected(client, [enrollment], post="yes", index=0)
+    assert client.post(change_url(enrollment), {"status": "withdrawn"}).status_code == 403
+    assert client.get(withdraw_url(enrollment)).status_code == 403
+    assert client.post(withdraw_url(enrollment), {"post": "yes"}).status_code == 403
+    assert post_add_form(client, enrollment.student, full_course).status_code == 403
+    assert list(Enrollment.objects.values()) == rows
 
 
-def test_staff_without_permissions_see_nothing(client: Client, row: Enrollment) -> None:
-    sign_in(client)
+def test_staff_without_permissions_see_no_enrollments(
+    client: Client, enrollment: Enrollment
+) -> None:
+    sign_in_staff(client)
     assert client.get(LIST).status_code == 403
-    assert client.get(change(row)).status_code == 403
-    assert choose(client, [row], post="yes").status_code == 403
+    assert client.get(change_url(enrollment)).status_code == 403
+    assert withdraw_selected(client, [enrollment], post="yes").status_code == 403
     assert Enrollment.objects.get().is_counted

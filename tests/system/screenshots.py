@@ -48,7 +48,7 @@ ALL = [
     Screenshot("sign-in", "/accounts/sign-in/"),
     Screenshot("sign-up", "/accounts/sign-up/"),
     Screenshot("not-found", "/no-such-page"),
-    Screenshot("admin-count-health", "/admin/courses/course/health/", "admin"),
+    Screenshot("admin-count-health", "/admin/courses/countrun/health/", "admin"),
 ]
 
 

@@ -92,17 +92,20 @@ def test_a_row_inserted_without_the_course_lock_raises_integrity_error(
     make_students: MakeStudents, course: Course, number: int
 ) -> None:
     students = make_students(number)
+    inserted_rows: list[None] = []
 
-    def insert_row_first(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
-        if sql.startswith("INSERT") and "enrollments_enrollment" in sql:
-            execute(
-                "INSERT INTO enrollments_enrollment (student_id, course_id, status, "
-                "enrollment_date) VALUES (%s, %s, 'active', '2026-01-01')",
-                (students[0].pk, course.pk),
-                False,
-                context,
-            )
-        return execute(sql, params, many, context)
+    def insert_row_first(execute: Any, sql: str, *arguments: Any) -> Any:
+        is_insert = sql.startswith("INSERT") and "enrollments_enrollment" in sql
+        if is_insert and not inserted_rows:
+            inserted_rows.append(None)
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    "INSERT INTO enrollments_enrollment "
+                    "(student_id, course_id, status, enrollment_date) "
+                    "VALUES (%s, %s, 'active', '2026-01-01')",
+                    (students[0].pk, course.pk),
+                )
+        return execute(sql, *arguments)
 
     with (
         connection.execute_wrapper(insert_row_first),

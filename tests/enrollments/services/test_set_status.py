@@ -51,5 +51,5 @@ def test_raises_not_enrolled_without_a_row(student: User, course: Course, status
 
 
 def test_an_unknown_status_raises_and_names_the_valid_ones(student: User, course: Course) -> None:
-    with pytest.raises(ValueError, match=r"“asleep”.* active, completed, withdrawn"):
+    with pytest.raises(ValueError, match=r"asleep.* active, completed, withdrawn"):
         set_status(student=student, course=course, status="asleep")
