@@ -54,7 +54,7 @@ docs: .venv/.requirements-docs  ## Build the documentation in .cache/docs
 	$(build_docs)
 
 # Every branch of the modules that keep counts and history right must be tested.
-core := enrollments/services.py,enrollments/transitions.py,enrollments/writing.py,enrollments/statements.py,enrollments/history.py,courses/counts/drift.py,courses/fields.py,project/cache.py
+core := enrollments/services.py,enrollments/transitions.py,enrollments/writing.py,enrollments/rows.py,enrollments/statements.py,enrollments/history.py,courses/counts/drift.py,courses/fields.py,project/cache.py
 coverage_run := .venv/bin/python -m coverage run -m pytest $(ARGS)
 
 coverage: .venv/.requirements-test  ## Measure branch coverage of the tests on both databases
