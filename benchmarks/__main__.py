@@ -85,23 +85,19 @@ def run(options: argparse.Namespace) -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Benchmark]:
-    from benchmarks.bulk import measure_bulk
-    from benchmarks.catalog import measure_catalog
-    from benchmarks.counting import measure_counting
-    from benchmarks.enrolling import measure_growth, measure_writers
-    from benchmarks.importing import measure_import
+    from benchmarks import bulk, catalog, counting, enrolling, importing
 
     functions = {
-        "writers": measure_writers,
-        "growth": measure_growth,
-        "bulk": measure_bulk,
-        "counting": measure_counting,
-        "catalog": measure_catalog,
-        "import": partial(measure_import, path=options.open_university),
+        "writers": enrolling.measure_writers,
+        "growth": enrolling.measure_growth,
+        "bulk": bulk.measure_bulk,
+        "counting": counting.measure_counting,
+        "catalog": catalog.measure_catalog,
+        "import": partial(importing.measure_import, path=options.open_university),
     }
     size: Size = SIZES[options.size]
     if options.rounds:
-        size = replace(size, rounds=options.rounds, growth_rounds=options.rounds)
+        size = replace(size, rounds=options.rounds)
     return {
         benchmark.name: benchmark
         for section in options.only or SECTIONS

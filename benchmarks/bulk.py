@@ -25,6 +25,8 @@ from courses.models import Course
 from enrollments.history import Origin, Source
 from enrollments.services import enroll_many
 
+STUDENTS = 20_000
+
 ADD_TO_COUNTER = (
     "UPDATE courses_course SET total_enrollments = total_enrollments + %s WHERE id = %s"
 )
@@ -39,7 +41,7 @@ INSERT_EVENT = (
 
 
 def measure_bulk(size: Size) -> list[Benchmark]:
-    students = range(1, size.bulk_students + 1)
+    students = range(1, STUDENTS + 1)
     few_students = students[: size.one_by_one]
     with temporary_database("bulk"), bare_driver() as driver:
         insert_students(len(students))

@@ -86,11 +86,11 @@ def insert_students(number: int) -> None:
     )
 
 
-def insert_courses(model: type[Model], number: int) -> None:
+def insert_courses(number: int) -> None:
     """Insert courses with the primary keys 1 to `number`."""
     execute(
         f"""
-        INSERT INTO {table(model)} (id, title, slug, total_enrollments)
+        INSERT INTO courses_course (id, title, slug, total_enrollments)
         SELECT seq, CONCAT('Course ', seq), CONCAT('course-', seq), 0 FROM seq_1_to_{number}
         """
     )

@@ -33,7 +33,6 @@ from benchmarks.measuring import (
     Measurement,
     Size,
     run_rounds,
-    time_calls,
 )
 from benchmarks.models import (
     ComputedEnrollment,
@@ -55,6 +54,10 @@ PLAIN_ORM = "plain ORM statements, compiled on every call"
 ROW_FIRST = "row first, then F()"
 SIGNAL = "signal with COUNT, save"
 
+# Many short rounds, because the load of the machine must not look like growth.
+GROWTH_ROUNDS = 5  # for each round of the other benchmarks
+GROWTH_CALLS = 10  # in a round
+
 Enroll = Callable[[int, int], object]  # enrolls a student in a course, by primary keys
 
 
@@ -66,48 +69,51 @@ class EnrollApproach:
     prepare: Callable[[], AbstractContextManager[Enroll]]
     enrollment_model: type[Model] = Enrollment
 
+    @property
+    def course_model(self) -> type[Model]:
+        return course_model(self.enrollment_model)
+
 
 def measure_writers(size: Size) -> list[Benchmark]:
+    """Let several processes enroll students in one course, each its own share of them."""
     with temporary_database("writers"):
-        insert_students(max(writers * each for writers, each in size.writers.items()))
+        insert_students(max(writers * share for writers, share in size.writers.items()))
         for approach in ENROLL_APPROACHES:
             # Warm up: the writers are forked from this process.
-            enroll_each(approach, new_course(course_model(approach.enrollment_model)), [1])
+            enroll_students(approach, new_course(approach.course_model), range(1, 2))
         benchmarks = [
             Benchmark(
                 name := f"{writers} writer{'s' if writers > 1 else ''}",
                 f"enroll, one course, {name}",
                 [
-                    Approach(each.name, partial(_run_writers, each, writers, students_each))
-                    for each in ENROLL_APPROACHES
+                    Approach(approach.name, partial(_run_writers, approach, writers, share))
+                    for approach in ENROLL_APPROACHES
                 ],
             )
-            for writers, students_each in size.writers.items()
+            for writers, share in size.writers.items()
         ]
         run_rounds(*benchmarks, rounds=size.rounds)
     return benchmarks
 
 
-def _run_writers(approach: EnrollApproach, writers: int, students_each: int) -> Measurement:
-    """Let each process enroll its own share of the students in one new course."""
-    course_pk = new_course(course_model(approach.enrollment_model))
-    first_students = range(1, writers * students_each + 1, students_each)
-    shares = [range(first, first + students_each) for first in first_students]
-    results = run_in_processes(enroll_each, [(approach, course_pk, share) for share in shares])
-    latencies = [seconds for _, _, share_latencies in results for seconds in share_latencies]
-    course = course_model(approach.enrollment_model).objects.get(pk=course_pk)
-    true_count = approach.enrollment_model.objects.filter(course=course).count()
+def _run_writers(approach: EnrollApproach, writers: int, share: int) -> Measurement:
+    course_pk = new_course(approach.course_model)
+    shares = [range(first, first + share) for first in range(1, writers * share + 1, share)]
+    results = run_in_processes(enroll_students, [(approach, course_pk, each) for each in shares])
+    latencies = [seconds for _, _, latencies in results for seconds in latencies]
+    stored_count = approach.course_model.objects.get(pk=course_pk).total_enrollments
+    true_count = approach.enrollment_model.objects.filter(course_id=course_pk).count()
     return Measurement(
         seconds=max(end for _, end, _ in results) - min(start for start, _, _ in results),
         items=len(latencies),
-        failed=writers * students_each - len(latencies),
-        drift=course.total_enrollments - true_count,
+        failed=writers * share - len(latencies),
+        drift=stored_count - true_count,
         latencies=latencies,
     )
 
 
-def enroll_each(
-    approach: EnrollApproach, course_pk: int, students: list[int] | range
+def enroll_students(
+    approach: EnrollApproach, course_pk: int, students: range
 ) -> tuple[float, float, list[float]]:
     """Return the start, the end, and the seconds of each call that succeeded."""
     latencies = []
@@ -127,44 +133,40 @@ def enroll_each(
 
 
 def measure_growth(size: Size) -> list[Benchmark]:
-    compared = [
+    """Enroll students in courses that have different numbers of rows."""
+    approaches = [
         approach
         for approach in ENROLL_APPROACHES
         if approach.name == SIGNAL or approach.name.startswith((FLOOR, PROJECT))
     ]
-    with temporary_database("growth"), ExitStack() as stack:
-        insert_students(max(size.growth) + size.growth_rounds * size.growth_calls)
-        functions = [stack.enter_context(approach.prepare()) for approach in compared]
+    with temporary_database("growth"):
+        rounds = size.rounds * GROWTH_ROUNDS
+        insert_students(max(size.growth) + rounds * GROWTH_CALLS)
         benchmarks = [
             Benchmark(
                 name := f"course of {rows:,} rows",
                 f"enroll, {name}",
-                [
-                    _enroll_in_large_course(approach, enroll_student, rows, size.growth_calls)
-                    for approach, enroll_student in zip(compared, functions, strict=True)
-                ],
+                [_enroll_in_large_course(approach, rows) for approach in approaches],
                 course_size=rows,
             )
             for rows in size.growth
         ]
-        run_rounds(*benchmarks, rounds=size.growth_rounds)
+        run_rounds(*benchmarks, rounds=rounds)
     return benchmarks
 
 
-def _enroll_in_large_course(
-    approach: EnrollApproach, enroll_student: Enroll, rows: int, calls: int
-) -> Approach:
-    course_pk = new_course(course_model(approach.enrollment_model))
+def _enroll_in_large_course(approach: EnrollApproach, rows: int) -> Approach:
+    course_pk = new_course(approach.course_model)
     insert_enrollments(
         per_course=rows, courses=f"id = {course_pk}", model=approach.enrollment_model
     )
-    remaining_students = itertools.count(rows + 1)
-    if approach.name == SIGNAL:
-        calls //= 5  # it takes long in large courses
+    first_students = itertools.count(rows + 1, GROWTH_CALLS)
 
     def measure() -> Measurement:
-        students = itertools.islice(remaining_students, calls)
-        return time_calls(partial(enroll_student, student, course_pk) for student in students)
+        first = next(first_students)
+        students = range(first, first + GROWTH_CALLS)
+        start, end, latencies = enroll_students(approach, course_pk, students)
+        return Measurement(end - start, len(latencies), latencies=latencies)
 
     return Approach(approach.name, measure)
 

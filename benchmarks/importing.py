@@ -3,6 +3,8 @@
 import csv
 import random
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -49,31 +51,33 @@ def _measure_file(size: Size, path: Path, description: str) -> Benchmark:
     command = partial(call_command, "import_enrollments", path, verbosity=0)
     approaches = [
         timed_approach(
-            f"{PROJECT}: import_enrollments", command, items=len(lines), prepare=empty_tables
+            f"{PROJECT}: import_enrollments", command, items=len(lines), context=emptied_tables
         ),
         timed_approach(
             f"{ROW_BY_ROW}: get_or_create ({len(sample):,} of the lines)",
             partial(row_by_row, sample),
             items=len(sample),
-            prepare=empty_tables,
+            context=emptied_tables,
         ),
     ]
     title = f"import {description}, {len(lines):,} lines (lines)"
     benchmark = Benchmark("import", title, approaches)
     with temporary_database("import"):
         run_rounds(benchmark, rounds=size.rounds)
-        empty_tables()
-        benchmark.memory = command_memory("import_enrollments", str(path))
+        with emptied_tables():
+            benchmark.memory = command_memory("import_enrollments", str(path))
     return benchmark
 
 
-def empty_tables() -> None:
+@contextmanager
+def emptied_tables() -> Iterator[None]:
     models = [Enrollment, Course, Subject, PlainEnrollment, PlainCourse, get_user_model()]
     execute(
         "SET foreign_key_checks = 0",
         *(f"TRUNCATE TABLE {table(model)}" for model in models),
         "SET foreign_key_checks = 1",
     )
+    yield
 
 
 def write_registrations(path: Path) -> None:

@@ -6,11 +6,10 @@ import os
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from itertools import repeat
 from pathlib import Path
 
 import django
@@ -28,14 +27,9 @@ class Size:
     rounds: int
     writers: dict[int, int]  # number of processes: students that each of them enrolls
     growth: tuple[int, ...]  # enrollments that the courses have before the measurement
-    growth_rounds: int
-    growth_calls: int  # enrollments in a round
-    bulk_students: int
-    one_by_one: int  # students of the bulk benchmark that are enrolled one by one
+    one_by_one: int  # students that the bulk benchmark enrolls one by one
     courses: int  # courses that are checked and rebuilt
-    enrollments_per_course: int
     catalog_courses: int
-    catalog_pages: int  # page views in a round
     row_by_row_lines: int  # lines of the import file that are imported row by row
 
 
@@ -44,28 +38,18 @@ SIZES = {
         rounds=3,
         writers={1: 250, 8: 40, 16: 25},
         growth=(10, 1_000, 100_000),
-        growth_rounds=15,
-        growth_calls=10,
-        bulk_students=20_000,
         one_by_one=400,
         courses=1_000,
-        enrollments_per_course=400,
         catalog_courses=50_000,
-        catalog_pages=20,
         row_by_row_lines=800,
     ),
     "large": Size(
         rounds=5,
         writers={1: 1_000, 8: 150, 16: 100},
         growth=(10, 10_000, 1_000_000),
-        growth_rounds=30,
-        growth_calls=10,
-        bulk_students=20_000,
         one_by_one=2_000,
         courses=5_000,
-        enrollments_per_course=400,
         catalog_courses=1_000_000,
-        catalog_pages=20,
         row_by_row_lines=3_000,
     ),
 }
@@ -165,48 +149,32 @@ def timed_approach(
     name: str,
     function: Callable[[], object],
     *,
-    items: int,
-    prepare: Callable[[], object] = lambda: None,
+    calls: int = 1,
+    items: int = 1,
+    context: Callable[[], AbstractContextManager] = nullcontext,
     count_drift: Callable[[], int] = lambda: 0,
 ) -> Approach:
-    """Return an approach that calls `function` once in a round, for `items` items together.
+    """Return an approach that calls `function` in each round.
 
-    The time of `prepare` and `count_drift`, which run before and after it, is not measured.
+    Each call completes `items` items. `context` surrounds the calls, and its own time is not
+    measured. The time of `count_drift`, which is called afterwards, is not measured either.
     """
 
     def measure() -> Measurement:
-        prepare()
-        start = time.perf_counter()
-        function()
-        seconds = time.perf_counter() - start
-        return Measurement(seconds, items, drift=count_drift())
-
-    return Approach(name, measure)
-
-
-def repeated_approach(
-    name: str,
-    function: Callable[[], object],
-    *,
-    calls: int,
-    context: Callable[[], AbstractContextManager] = nullcontext,
-) -> Approach:
-    """Return an approach that calls `function` many times in a round, for one item each."""
-
-    def measure() -> Measurement:
+        latencies = []
         with context():
-            return time_calls(repeat(function, calls))
+            for _ in range(calls):
+                start = time.perf_counter()
+                function()
+                latencies.append(time.perf_counter() - start)
+        return Measurement(
+            seconds=sum(latencies),
+            items=calls * items,
+            drift=count_drift(),
+            latencies=latencies if calls > 1 else (),
+        )
 
     return Approach(name, measure)
-
-
-def time_calls(calls: Iterable[Callable[[], object]]) -> Measurement:
-    latencies = []
-    for call in calls:
-        start = time.perf_counter()
-        call()
-        latencies.append(time.perf_counter() - start)
-    return Measurement(sum(latencies), len(latencies), latencies=latencies)
 
 
 def command_memory(*command: str) -> float:

@@ -99,16 +99,13 @@ def _targets(benchmarks: Benchmarks) -> Iterator[str]:
 
 
 def _at_most(limit: float, value: float, subject: str, unit: str) -> str:
-    return _target(f"at most {limit:g}", value <= limit, value, subject, unit)
+    outcome = "met" if value <= limit else "**missed**"
+    return f"{subject}: {_ratio(value)} {unit} (target: at most {limit:g}), {outcome}"
 
 
 def _at_least(limit: float, value: float, subject: str, unit: str) -> str:
-    return _target(f"at least {limit:g}", value >= limit, value, subject, unit)
-
-
-def _target(limit: str, is_met: bool, value: float, subject: str, unit: str) -> str:
-    outcome = "met" if is_met else "**missed**"
-    return f"{subject}: {_ratio(value)} {unit} (target: {limit}), {outcome}"
+    outcome = "met" if value >= limit else "**missed**"
+    return f"{subject}: {_ratio(value)} {unit} (target: at least {limit:g}), {outcome}"
 
 
 def environment(command: str) -> str:
