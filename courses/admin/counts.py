@@ -116,10 +116,9 @@ class ResolvedFilter(admin.SimpleListFilter):
 class CountDiscrepancyAdmin(ReadOnlyAdmin):
     list_display = [
         *("course_title", "stored", "true", "signed_drift"),
-        *("found_at", "last_seen_at", "resolved_text", "actor"),
+        *("resolved_text", "found_at", "last_seen_at"),
     ]
     list_filter = [ResolvedFilter]
-    list_select_related = ["run"]
     fields = [
         *("course_link", "stored", "true", "signed_drift"),
         *("found_at", "last_seen_at", "resolved_at", "corrected", "run_link"),
@@ -133,10 +132,6 @@ class CountDiscrepancyAdmin(ReadOnlyAdmin):
     @admin.display(description="resolved at", empty_value="open")
     def resolved_text(self, discrepancy: CountDiscrepancy) -> Any:
         return discrepancy.resolved_at
-
-    @admin.display(description="last seen by")
-    def actor(self, discrepancy: CountDiscrepancy) -> str:
-        return discrepancy.run.actor
 
     @admin.display(description="course")
     def course_link(self, discrepancy: CountDiscrepancy) -> str:

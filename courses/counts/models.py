@@ -8,6 +8,8 @@ from typing import Self
 
 from django.db import models
 from django.db.models import Exists, OuterRef
+from django.utils import timezone
+from django.utils.formats import date_format
 
 
 class CountRun(models.Model):
@@ -43,7 +45,8 @@ class CountRun(models.Model):
         verbose_name_plural = "checks and rebuilds"
 
     def __str__(self) -> str:
-        return f"{self.get_kind_display()} by {self.actor}, {self.started_at:%Y-%m-%d %H:%M:%S}"
+        started_at = date_format(timezone.localtime(self.started_at), "DATETIME_FORMAT")
+        return f"{self.get_kind_display()} by {self.actor}, {started_at}"
 
     @property
     def duration(self) -> timedelta | None:

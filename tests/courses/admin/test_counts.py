@@ -65,7 +65,7 @@ class TestCountHealth:
         finished_at = timezone.now() - timedelta(days=3)
         CountRun.objects.update(finished_at=finished_at)
         text = page_text(staff_client)
-        assert "This result is 3 days old." in text
+        assert "Checked 3 days ago by the tests (4 courses). This result is old." in text
         assert ("1 of 4 courses drifted" in text) == bool(drift)
         assert (f" UTC on {finished_at:%-d %B %Y} " in text) == (not drift)
 
