@@ -1,26 +1,39 @@
-"""How `gunicorn` serves the site; read by it from the folder that it is started in."""
+"""Configuration of gunicorn, which reads this file from the current directory."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
+_REQUIRED = {
+    "DATABASE_URL": "mysql://user:password@host:3306/name",
+    "SECRET_KEY": "a long random string",
+}
+# Checked here, because each worker would report the error with a traceback of its own.
+if _missing := [f"{name} to {value}" for name, value in _REQUIRED.items() if not os.getenv(name)]:
+    print(
+        f"gunicorn serves the site in production. Set {' and '.join(_missing)}. "
+        "For development, use: make run",
+        file=sys.stderr,
+    )
+    sys.exit(2)
+
 wsgi_app = "project.wsgi"
 bind = f"{os.environ.get('HOST') or '127.0.0.1'}:{os.environ.get('PORT') or 8000}"
-# Each thread keeps a database connection of its own: max_connections must allow for them all.
+# Each thread keeps its own database connection. Set the server's max_connections accordingly.
 workers = int(os.environ.get("WEB_CONCURRENCY") or 0) or (os.cpu_count() or 1) + 1
 threads = 8
-# Proxies keep their connections for about a minute. One that we close first breaks a request
-# that is on its way, and a POST is not sent twice.
+# Longer than the minute for which proxies keep idle connections. Closing a connection first
+# loses a request that is already on its way, and proxies do not repeat a POST.
 keepalive = 75  # seconds
-# A database that hangs would keep all threads; a statement waits 10 seconds for a lock.
+# A database that hangs would block all threads. Statements wait up to 10 seconds for a lock.
 os.environ.setdefault("DATABASE_TIMEOUT", "30")
-# Longer than the services' own retries, which give up after 20 seconds and a lock's 10.
+# Longer than the services' retries, which stop after 20 seconds plus a lock timeout of 10.
 timeout = 60  # seconds
 graceful_timeout = 40  # seconds
-# Where it is in memory, a slow disk is no reason to take a worker for dead.
+# In memory, so that a slow disk does not make a worker look dead.
 worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
 if os.environ.get("LOG_FORMAT") == "json":
-    # gunicorn's own events, as the site's are.
     logconfig_dict = {
         "formatters": {
             "generic": {
@@ -31,11 +44,11 @@ if os.environ.get("LOG_FORMAT") == "json":
         },
         "loggers": {"gunicorn.error": {"handlers": ["error_console"], "propagate": False}},
     }
-control_socket_disable = True  # it would lie in the home folder, where a service may not write
+control_socket_disable = True  # its default place is the home directory, which may be read-only
 
 
 def on_starting(server: Any) -> None:
-    # Counters of processes that are gone. Prometheus takes a fall for the new start that it is.
-    if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
-        for left in Path(folder).glob("*.db"):
-            left.unlink()
+    """Delete the metrics files of earlier processes. Prometheus handles counters that restart."""
+    if directory := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        for file in Path(directory).glob("*.db"):
+            file.unlink()

@@ -1,8 +1,13 @@
 #!/usr/bin/env python
-"""Django's command line for this project."""
+"""Django's command-line utility for this project.
+
+Exits with status 2 if the settings are wrong or the database is unavailable, because
+`rebuild_counts --check` uses status 1 for drifted courses.
+"""
 
 import os
 import sys
+from typing import NoReturn
 
 
 def main() -> None:
@@ -12,21 +17,32 @@ def main() -> None:
         from django.core.management import execute_from_command_line
         from django.db import OperationalError
     except ImportError:
-        sys.exit(
-            "Django is not installed for this Python: run `make run` once, "
+        _fail(
+            "Django is not installed for this Python. Run `make run` once, "
             "then use .venv/bin/python manage.py."
         )
     try:
         execute_from_command_line(sys.argv)
     except ImproperlyConfigured as error:
-        sys.exit(f"The settings are wrong: {error}")
-    except OperationalError as error:  # of Django's own commands, as migrate
+        if "MySQLdb" in str(error):
+            _fail(
+                "The driver for MariaDB is not installed. Install it with: "
+                ".venv/bin/python -m pip install -r requirements.txt"
+            )
+        _fail(str(error))
+    except OperationalError as error:  # raised by Django's own commands, for example migrate
         if "--traceback" in sys.argv:
             raise
-        sys.exit(
-            f"The database does not answer as it should ({error}): "
-            "see that it runs, and that DATABASE_URL is right."
+        _fail(
+            f"The database failed: {error}. "
+            "Check that it is running and that DATABASE_URL is correct."
         )
+
+
+def _fail(message: str) -> NoReturn:
+    # Some of Django's errors have several lines.
+    print(" ".join(message.split()), file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""A made-up Canvas enrollments.csv of any size, one row in a hundred bad.
+"""Generate a Canvas enrollments.csv of any size, in which every hundredth row is invalid.
 
     python -m benchmarks.canvas_file --rows 1000000 > enrollments.csv
 
-What an import into an empty database must make of it is printed on standard error, as JSON.
+The totals that an import into an empty database must report are printed on standard error as
+JSON.
 """
 
 import argparse
@@ -12,10 +13,10 @@ from collections import Counter
 from typing import BinaryIO
 
 HEADER = b"course_id,user_id,role,section_id,status\n"
-STUDENTS_A_COURSE = 1_000
-COURSES_A_STUDENT = 10
-# Each takes its turn as the row in a hundred.
-BAD = [
+STUDENTS_PER_COURSE = 1_000
+COURSES_PER_STUDENT = 10
+# Used in turn.
+INVALID_LINES = [
     "{course},{user},student,{section},asleep\n",
     "{course},{user},student\n",
     "{course},,student,{section},active\n",
@@ -27,34 +28,34 @@ BAD = [
 
 
 def write(file: BinaryIO, *, rows: int) -> dict[str, int]:
-    """Write a file of so many rows after its header; return what an import must count."""
-    courses = max(1, rows // STUDENTS_A_COURSE)
-    students = max(rows // COURSES_A_STUDENT, STUDENTS_A_COURSE * 2)
-    expected: Counter[str] = Counter(rows=rows)
+    """Write a header and `rows` rows, and return the totals that an import must report."""
+    courses = max(1, rows // STUDENTS_PER_COURSE)
+    students = max(rows // COURSES_PER_STUDENT, STUDENTS_PER_COURSE * 2)
+    totals: Counter[str] = Counter(rows=rows)
     file.write(HEADER)
     for number in range(rows):
-        # In no order of courses, and no student twice in one.
+        # The rows are not in the order of courses, and no student is in a course twice.
         course, place = number % courses, number // courses
-        kind = (course + place) % 100
+        percentile = (course + place) % 100
         row = {
             "course": f"COURSE-{course:05}",
             "user": f"u{(place + course * 37) % students:07}",
             "section": f"COURSE-{course:05}-{number % 3}",
         }
-        if kind == 99:
-            line = BAD[expected["rejected"] % len(BAD)].format(**row)
+        if percentile == 99:
             outcome = "rejected"
-        elif kind == 50:
+            line = INVALID_LINES[totals["rejected"] % len(INVALID_LINES)].format(**row)
+        elif percentile == 50:
+            outcome = "skipped"
             line = "{course},{user},teacher,{section},active\n".format(**row)
-            outcome = "passed_over"
         else:
-            status = {0: "completed", 10: "deleted", 20: "inactive"}.get(kind, "active")
-            line = "{course},{user},student,{section},{status}\n".format(**row, status=status)
             outcome = "created"
-            expected["counted"] += status in ("active", "completed")
-        expected[outcome] += 1
+            status = {0: "completed", 10: "deleted", 20: "inactive"}.get(percentile, "active")
+            line = "{course},{user},student,{section},{status}\n".format(**row, status=status)
+            totals["counted"] += status in ("active", "completed")
+        totals[outcome] += 1
         file.write(line.encode(errors="surrogateescape"))
-    return dict(expected)
+    return dict(totals)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Courses as JSON."""
+"""The JSON API of the catalog."""
 
 from typing import Annotated, Any
 
@@ -18,7 +18,7 @@ router = Router(tags=["courses"])
 
 
 class Problem(Schema):
-    """Why the request was refused, in a sentence."""
+    """An error. `detail` is a sentence that says why the request failed."""
 
     detail: str
 
@@ -29,16 +29,17 @@ class SubjectOut(Schema):
 
 
 class CourseOut(Schema):
-    """A course. Counts are numbers of students, as stored at this moment."""
+    """A course with its live enrollment count."""
 
     slug: str
     title: str
     subject: SubjectOut | None
-    instructor: Annotated[str, Field(description="Empty: none is known.")]
+    instructor: Annotated[str, Field(description="Empty if the course has none.")]
     total_enrollments: Annotated[int, Field(ge=0)]
-    capacity: Annotated[int | None, Field(description="Number of seats; null: no limit.")]
+    capacity: Annotated[int | None, Field(description="Seats. Null if there is no limit.")]
     seats_left: Annotated[
-        int | None, Field(description="Below 0 where the capacity was lowered; null: no limit.")
+        int | None,
+        Field(description="Negative after the capacity was lowered. Null if there is no limit."),
     ]
 
     @staticmethod
@@ -48,15 +49,15 @@ class CourseOut(Schema):
 
 class CoursesOut(Schema):
     courses: list[CourseOut]
-    next: Annotated[str | None, Field(description="Path of the next page; null: there is none.")]
+    next: Annotated[str | None, Field(description="Path of the next page. Null on the last page.")]
 
 
 class CoursesQuery(Schema):
-    search: Annotated[str, Field(max_length=100, description="Words in the title.")] = ""
+    search: Annotated[str, Field(max_length=100, description="Words that the title contains.")] = ""
     subject: Annotated[str, Field(description="Slug of a subject.")] = ""
     order: Order = Order.POPULAR
-    after: Annotated[str, Field(description="Leave it to `next` to set this.")] = ""
-    size: Annotated[int, Field(ge=1, le=200, description="Courses on a page.")] = PAGE_SIZE
+    after: Annotated[str, Field(description="Cursor. Follow `next` instead of setting it.")] = ""
+    size: Annotated[int, Field(ge=1, le=200, description="Courses per page.")] = PAGE_SIZE
 
 
 @router.get(
@@ -67,16 +68,16 @@ class CoursesQuery(Schema):
     summary="List courses",
 )
 @decorate_view(never_cache)
-def list_courses(request: HttpRequest, asked: Query[CoursesQuery]) -> dict[str, Any]:
-    subject = get_object_or_404(Subject, slug=asked.subject) if asked.subject else None
+def list_courses(request: HttpRequest, query: Query[CoursesQuery]) -> dict[str, Any]:
+    subject = get_object_or_404(Subject, slug=query.subject) if query.subject else None
     try:
-        page = catalog_page(**asked.dict() | {"subject": subject})
+        page = catalog_page(**query.dict() | {"subject": subject})
     except InvalidCursor as error:
         raise HttpError(404, str(error)) from error
-    further = asked.dict(exclude_defaults=True) | {"after": page.after}
+    next_query = query.dict(exclude_defaults=True) | {"after": page.after}
     return {
         "courses": page.courses,
-        "next": f"{request.path}?{urlencode(further)}" if page.after else None,
+        "next": f"{request.path}?{urlencode(next_query)}" if page.after else None,
     }
 
 
@@ -84,7 +85,7 @@ def list_courses(request: HttpRequest, asked: Query[CoursesQuery]) -> dict[str, 
     "/courses/{slug}",
     response={200: CourseOut, 404: Problem, 503: Problem},
     operation_id="read_course",
-    summary="Read a course",
+    summary="Get a course",
 )
 @decorate_view(never_cache)
 def read_course(request: HttpRequest, slug: str) -> Course:

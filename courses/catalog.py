@@ -1,4 +1,4 @@
-"""The public list of courses: searched, sorted, and paged at the same speed on every page."""
+"""The course catalog: search, sorting and cursor pagination."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,30 +21,16 @@ class Order(TextChoices):
     TITLE = "title", "Title"
 
 
-@dataclass(frozen=True, slots=True)
-class _Key:
-    """What an order sorts by, before the primary key: a column, and which way."""
-
-    column: str
-    descending: bool
-    # The same values, but not the index on them.
-    unindexed: Combinable
-
-
-_KEYS: Mapping[str, _Key] = {
-    Order.POPULAR: _Key("total_enrollments", True, F("total_enrollments") + 0),
-    Order.NEWEST: _Key("pk", True, F("pk")),
-    Order.TITLE: _Key("title", False, Concat("title", Value(""))),
-}
-
-
 class InvalidCursor(ValueError):
-    """No page begins there: begin with the first."""
+    """The cursor cannot be read, or belongs to another order. Start from the first page."""
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogPage:
-    """Some courses, and the positions for the pages before and after; empty: there is none."""
+    """One page of courses, with the cursors of the pages before and after it.
+
+    An empty cursor means that there is no such page.
+    """
 
     courses: list[Course]
     before: str = ""
@@ -60,68 +46,98 @@ def catalog_page(
     before: str = "",
     size: int = PAGE_SIZE,
 ) -> CatalogPage:
-    """Return at most `size` courses, with the counts that are stored at this moment.
+    """Return a page of at most `size` courses with their live counts, in one query.
 
-    Titles contain all words of `search`. `after` and `before` are positions from another page
-    of the same order. A page begins where that one ended, not so many courses further, so no
-    row is counted or passed by, and none is left out because others came or went. One query.
-    Raises InvalidCursor, and ValueError for an order that doesn't exist.
+    A course matches if its title contains every word of `search`. `after` and `before` are
+    cursors from another page of the same order.
+
+    A cursor names the course at which a page ended. Every page therefore takes the same time,
+    and courses that are added or deleted between two requests cause no gaps or repetitions.
+
+    Raises InvalidCursor, and ValueError if `order` does not exist.
     """
-    key = _KEYS[Order(order)]
+    sort_key = _SORT_KEYS[Order(order)]
+    is_backward = bool(before and not after)
+    cursor = before if is_backward else after
+    descending = sort_key.descending != is_backward
+    courses = _matching_courses(search, subject)
+    if cursor:
+        courses = courses.filter(_after_cursor(sort_key, cursor, descending))
+    courses = _sort(courses, sort_key, descending, use_index=not search.split())
+    # One course more than the page holds shows whether there is another page.
+    rows = list(courses[: size + 1])
+    has_more, page = len(rows) > size, rows[:size]
+    if not page:
+        return CatalogPage([])
+    if is_backward:
+        page.reverse()
+    has_previous, has_next = (has_more, True) if is_backward else (bool(cursor), has_more)
+    return CatalogPage(
+        page,
+        before=_cursor(sort_key, page[0]) if has_previous else "",
+        after=_cursor(sort_key, page[-1]) if has_next else "",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _SortKey:
+    """What an order sorts by. Courses with equal values are sorted by primary key."""
+
+    column: str
+    descending: bool
+    # An expression with the values of `column`, for which the database cannot use an index.
+    unindexed: Combinable
+
+
+_SORT_KEYS: Mapping[str, _SortKey] = {
+    Order.POPULAR: _SortKey("total_enrollments", True, F("total_enrollments") + 0),
+    Order.NEWEST: _SortKey("pk", True, F("pk")),
+    Order.TITLE: _SortKey("title", False, Concat("title", Value(""))),
+}
+
+
+def _matching_courses(search: str, subject: Subject | None) -> CourseQuerySet:
     courses = Course.objects.select_related("subject", "instructor")
     for word in search.split():
         courses = courses.filter(title__icontains=word)
     if subject is not None:
         courses = courses.filter(subject=subject)
-    backwards = bool(before and not after)
-    position = before if backwards else after
-    descending = key.descending != backwards
-    if position:
-        courses = courses.filter(_beyond(key, position, descending=descending))
-    found = list(
-        _sorted(courses, key, descending=descending, by_index=not search.split())[: size + 1]
-    )
-    more, page = len(found) > size, found[:size]
-    if backwards:
-        page.reverse()
-    if not page:
-        return CatalogPage([])
-    return CatalogPage(
-        page,
-        before=_position(key, page[0]) if (more if backwards else position) else "",
-        after=_position(key, page[-1]) if (more or backwards) else "",
+    return courses
+
+
+def _after_cursor(sort_key: _SortKey, cursor: str, descending: bool) -> Q:
+    """Return the condition for the courses after a cursor, which `_cursor()` made."""
+    pk, _, value = cursor.partition(".")
+    lookup = "lt" if descending else "gt"
+    try:
+        pk_condition = {f"pk__{lookup}": Course._meta.pk.to_python(pk)}
+        if sort_key.column == "pk":
+            return Q(**pk_condition)
+        field: Any = Course._meta.get_field(sort_key.column)
+        column_value = field.to_python(value)
+    except ValidationError:
+        raise InvalidCursor(
+            f"The cursor {cursor!r:.80} does not belong to this order. Start from the first page."
+        ) from None
+    # Two ranges of one index. Written with <= and AND, MariaDB reads all rows with equal values.
+    return Q((f"{sort_key.column}__{lookup}", column_value)) | Q(
+        (sort_key.column, column_value), **pk_condition
     )
 
 
-def _sorted(
-    courses: CourseQuerySet, key: _Key, *, descending: bool, by_index: bool
+def _sort(
+    courses: CourseQuerySet, sort_key: _SortKey, descending: bool, *, use_index: bool
 ) -> CourseQuerySet:
-    # In the order of an index, the first courses of a list are there at once, but a search for
-    # something rare would fetch all rows one by one, in an order that the disk doesn't have.
-    by: Any = F(key.column) if by_index else key.unindexed
+    # An index returns the first courses of a list immediately. A search for a rare word would
+    # read all rows through the index, one by one and in random order, so it sorts instead.
+    value: Any = F(sort_key.column) if use_index else sort_key.unindexed
     pk = F("pk")
     if descending:
-        return courses.order_by(by.desc(), pk.desc())
-    return courses.order_by(by.asc(), pk.asc())
+        return courses.order_by(value.desc(), pk.desc())
+    return courses.order_by(value.asc(), pk.asc())
 
 
-def _beyond(key: _Key, position: str, *, descending: bool) -> Q:
-    """The condition for what comes after a position."""
-    first, _, rest = position.partition(".")
-    beyond = "lt" if descending else "gt"
-    try:
-        further = {f"pk__{beyond}": Course._meta.pk.to_python(first)}
-        if key.column == "pk":
-            return Q(**further)
-        column: Any = Course._meta.get_field(key.column)
-        value = column.to_python(rest)
-    except ValidationError:
-        raise InvalidCursor(f"There is no position {position!r:.80} in this order.") from None
-    # Written as two ranges of one index: with ≤ and AND, MariaDB reads all that are equal.
-    return Q((f"{key.column}__{beyond}", value)) | Q((key.column, value), **further)
-
-
-def _position(key: _Key, course: Course) -> str:
-    if key.column == "pk":
+def _cursor(sort_key: _SortKey, course: Course) -> str:
+    if sort_key.column == "pk":
         return str(course.pk)
-    return f"{course.pk}.{getattr(course, key.column)}"
+    return f"{course.pk}.{getattr(course, sort_key.column)}"

@@ -1,3 +1,5 @@
+"""URLs of the catalog."""
+
 from django.urls import path
 
 from courses import views

@@ -1,4 +1,4 @@
-"""The catalog and the page of a course."""
+"""The catalog and the course pages."""
 
 from typing import Any
 
@@ -13,6 +13,8 @@ from courses.models import Course, Subject
 
 
 class CatalogForm(forms.Form):
+    """The search form. Its cleaned data are arguments of `catalog_page()`."""
+
     search = forms.CharField(required=False, max_length=100)
     subject = forms.ChoiceField(required=False)
     order = forms.ChoiceField(required=False, choices=Order.choices, label="Sort by")
@@ -21,8 +23,8 @@ class CatalogForm(forms.Form):
         super().__init__(data, label_suffix="")
         self._subjects = {subject.slug: subject for subject in subjects}
         self.fields["search"].widget = forms.TextInput({"type": "search", "maxlength": 100})
-        choice: Any = self.fields["subject"]
-        choice.choices = [
+        subject_field: Any = self.fields["subject"]
+        subject_field.choices = [
             ("", "All subjects"),
             *((subject.slug, subject.name) for subject in subjects),
         ]
@@ -34,7 +36,7 @@ class CatalogForm(forms.Form):
         return self.cleaned_data["order"] or Order.POPULAR
 
 
-# Neither a proxy nor a browser's way back may show an old count.
+# Neither a proxy nor the browser's back button may show an old count.
 @never_cache
 @require_safe
 def catalog(request: HttpRequest) -> HttpResponse:
@@ -55,10 +57,13 @@ def catalog(request: HttpRequest) -> HttpResponse:
 @never_cache
 @require_safe
 def course(request: HttpRequest, slug: str) -> HttpResponse:
-    found = get_object_or_404(Course.objects.select_related("subject", "instructor"), slug=slug)
-    enrollment = (
-        found.enrollments.filter(student=request.user.pk).first()
-        if request.user.is_authenticated
-        else None
-    )
-    return render(request, "courses/course.html", {"course": found, "enrollment": enrollment})
+    course = get_object_or_404(Course.objects.select_related("subject", "instructor"), slug=slug)
+    enrollment = None
+    if request.user.is_authenticated:
+        enrollment = course.enrollments.filter(student=request.user.pk).first()
+    context = {
+        "course": course,
+        "enrollment": enrollment,
+        "next_url": course.get_absolute_url(),
+    }
+    return render(request, "courses/course.html", context)

@@ -1,4 +1,4 @@
-"""The signed-in student's own enrollment as JSON."""
+"""The JSON API with which signed-in students enroll and leave."""
 
 from datetime import datetime
 from typing import Any
@@ -19,14 +19,14 @@ from enrollments.models import Enrollment
 
 
 class SignedIn(SessionAuth):
-    """Django's session, with its CSRF token; who isn't signed in is told so first."""
+    """Require a session and its CSRF token. Respond 401 before checking the token."""
 
     def __call__(self, request: HttpRequest) -> Any:
         return super().__call__(request) if request.user.is_authenticated else None
 
 
 class StudentRequest(HttpRequest):
-    """A request that SignedIn has let through."""
+    """A request that SignedIn has authenticated."""
 
     user: Any  # never anonymous
 
@@ -40,48 +40,51 @@ class EnrollmentOut(Schema):
     enrollment_date: datetime
 
 
-# What may be answered instead of the enrollment.
-REFUSALS = {401: Problem, 403: Problem, 404: Problem, 503: Problem}
+ERROR_RESPONSES = {401: Problem, 403: Problem, 404: Problem, 503: Problem}
 
 
 @router.put(
     "/courses/{slug}/enrollment",
-    response={200: EnrollmentOut, 201: EnrollmentOut, 409: Problem, **REFUSALS},
+    response={200: EnrollmentOut, 201: EnrollmentOut, 409: Problem, **ERROR_RESPONSES},
     operation_id="enroll",
     summary="Enroll in a course",
-    description="201: you are enrolled now. 200: you were already. 409: the course is full.",
+    description="Responds 201 if you are enrolled now, 200 if you already were, and 409 if the "
+    "course is full.",
 )
 @decorate_view(never_cache)
 def enroll(request: StudentRequest, slug: str) -> Status[dict[str, Any]]:
     course = get_object_or_404(Course, slug=slug)
     try:
-        row, changed = services.enroll(student=request.user, course=course, origin=_by(request))
+        enrollment, changed = services.enroll(
+            student=request.user, course=course, origin=_origin(request)
+        )
     except services.CourseFull as error:
         raise HttpError(409, str(error)) from error
-    answer = {
+    body = {
         "course": course.slug,
-        "status": row.status,
-        "enrollment_date": row.enrollment_date,
+        "status": enrollment.status,
+        "enrollment_date": enrollment.enrollment_date,
     }
-    return Status(201 if changed else 200, answer)
+    return Status(201 if changed else 200, body)
 
 
 @router.delete(
     "/courses/{slug}/enrollment",
-    response={204: None, 409: Problem, **REFUSALS},
+    response={204: None, 409: Problem, **ERROR_RESPONSES},
     operation_id="leave",
     summary="Leave a course",
-    description="204: you are not enrolled, now or before. 409: you have completed it.",
+    description="Responds 204 if you left or were not enrolled, and 409 if you have completed the "
+    "course.",
 )
 @decorate_view(never_cache)
 def leave(request: StudentRequest, slug: str) -> Status[None]:
     course = get_object_or_404(Course, slug=slug)
     try:
-        services.leave(student=request.user, course=course, origin=_by(request))
+        services.leave(student=request.user, course=course, origin=_origin(request))
     except services.CourseCompleted as error:
         raise HttpError(409, str(error)) from error
     return Status(204, None)
 
 
-def _by(request: StudentRequest) -> Origin:
+def _origin(request: StudentRequest) -> Origin:
     return Origin(Source.API, request.user.get_username())

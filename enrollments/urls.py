@@ -1,3 +1,5 @@
+"""URLs of the students' own enrollments."""
+
 from django.urls import path
 
 from enrollments import views

@@ -1,4 +1,4 @@
-"""What students do with their own enrollments."""
+"""The pages on which students enroll, leave, and see their own enrollments."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,64 +19,66 @@ from enrollments.models import Enrollment
 
 
 def enroll(request: HttpRequest, slug: str) -> HttpResponse:
-    return _pressed(request, slug, _enroll)
+    return _change_enrollment(request, slug, _enroll)
 
 
 def leave(request: HttpRequest, slug: str) -> HttpResponse:
-    return _pressed(request, slug, _leave)
-
-
-def _pressed(
-    request: HttpRequest, slug: str, act: Callable[[HttpRequest, Course, Model], None]
-) -> HttpResponse:
-    course = get_object_or_404(Course, slug=slug)
-    if request.method != "POST":
-        return redirect(course)
-    if not request.user.is_authenticated:
-        return redirect_to_login(course.get_absolute_url())
-    act(request, course, request.user)
-    return redirect(course)
-
-
-def _enroll(request: HttpRequest, course: Course, student: Model) -> None:
-    try:
-        _, changed = services.enroll(student=student, course=course, origin=_by(student))
-    except services.CourseFull as error:
-        messages.error(request, str(error))
-    else:
-        if changed:
-            messages.success(request, f"You are enrolled in “{course.title}”.")
-        else:
-            messages.info(request, f"You were enrolled in “{course.title}” already.")
-
-
-def _leave(request: HttpRequest, course: Course, student: Model) -> None:
-    try:
-        changed = services.leave(student=student, course=course, origin=_by(student))
-    except services.CourseCompleted as error:
-        messages.error(request, str(error))
-    else:
-        if changed:
-            messages.success(request, f"You have left “{course.title}”.")
-        else:
-            messages.info(request, f"You were not enrolled in “{course.title}”.")
-
-
-def _by(student: Any) -> Origin:
-    return Origin(Source.WEBSITE, student.get_username())
+    return _change_enrollment(request, slug, _leave)
 
 
 @never_cache
 @require_safe
 @login_required
 def my_courses(request: HttpRequest) -> HttpResponse:
-    rows = list(
+    enrollments = list(
         Enrollment.objects.filter(student=request.user.pk)
         .select_related("course__subject")
         .order_by("-enrollment_date", "-pk")
     )
-    groups = [
-        (status.label, [row for row in rows if row.status == status])
+    by_status = [
+        (status.label, [enrollment for enrollment in enrollments if enrollment.status == status])
         for status in Enrollment.Status
     ]
-    return render(request, "enrollments/my_courses.html", {"groups": groups, "has_any": bool(rows)})
+    groups = [(label, group) for label, group in by_status if group]
+    return render(request, "enrollments/my_courses.html", {"groups": groups})
+
+
+def _change_enrollment(
+    request: HttpRequest, slug: str, change: Callable[[HttpRequest, Course, Model], None]
+) -> HttpResponse:
+    """Call `change` for a POST by a signed-in student, and redirect to the course's page."""
+    course = get_object_or_404(Course, slug=slug)
+    if request.method != "POST":
+        return redirect(course)
+    if not request.user.is_authenticated:
+        return redirect_to_login(course.get_absolute_url())
+    change(request, course, request.user)
+    return redirect(course)
+
+
+def _enroll(request: HttpRequest, course: Course, student: Model) -> None:
+    try:
+        _, changed = services.enroll(student=student, course=course, origin=_origin(student))
+    except services.CourseFull as error:
+        messages.error(request, str(error))
+        return
+    if changed:
+        messages.success(request, f"You are enrolled in “{course.title}”.")
+    else:
+        messages.info(request, f"You were already enrolled in “{course.title}”.")
+
+
+def _leave(request: HttpRequest, course: Course, student: Model) -> None:
+    try:
+        changed = services.leave(student=student, course=course, origin=_origin(student))
+    except services.CourseCompleted as error:
+        messages.error(request, str(error))
+        return
+    if changed:
+        messages.success(request, f"You have left “{course.title}”.")
+    else:
+        messages.info(request, f"You were not enrolled in “{course.title}”.")
+
+
+def _origin(student: Any) -> Origin:
+    return Origin(Source.WEBSITE, student.get_username())

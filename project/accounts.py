@@ -1,4 +1,4 @@
-"""Signing in, out and up. Django's own views; django-axes counts what fails."""
+"""Sign-in, sign-out and sign-up, with a limit on failed sign-ins by django-axes."""
 
 from ipaddress import ip_address
 from typing import Any
@@ -20,7 +20,10 @@ from django.views.generic import FormView
 
 
 class SignInLimit(AxesStandaloneBackend):
-    """Refuses whoever failed too often. Where there is no request, nobody is guessing."""
+    """Reject sign-ins after too many failures.
+
+    Without a request, as in `Client.login()` of the tests, nothing is limited.
+    """
 
     def authenticate(self, request: HttpRequest | None, *args: Any, **kwargs: Any) -> None:
         if request is not None:
@@ -28,19 +31,22 @@ class SignInLimit(AxesStandaloneBackend):
 
 
 def client_address(request: HttpRequest) -> str | None:
-    """The visitor's address, as the last of our PROXIES saw it."""
-    # What is further to the left, visitors can write there themselves.
+    """Return the visitor's address as the outermost of settings.PROXIES reported it.
+
+    Return None if that is not an IP address.
+    """
     forwarded = request.headers.get("X-Forwarded-For", "").split(",")
-    seen = [*forwarded, request.META.get("REMOTE_ADDR", "")]
-    address = seen[-1 - settings.PROXIES :][0].strip()
+    hops = [*forwarded, request.META.get("REMOTE_ADDR", "")]
+    # Visitors can forge the addresses before the one that the outermost proxy appended.
+    address = hops[-1 - settings.PROXIES :][0].strip()
     try:
         return str(ip_address(address))
     except ValueError:
         return None
 
 
-def tried_username(request: HttpRequest, credentials: dict[str, Any] | None = None) -> str:
-    """The name for which a failure is counted: as much of it as fits."""
+def submitted_username(request: HttpRequest, credentials: dict[str, Any] | None = None) -> str:
+    """Return the submitted user name, truncated to the column of django-axes."""
     return str((credentials or request.POST).get("username") or "")[:255]
 
 
@@ -49,9 +55,9 @@ class SignInView(LoginView):
     redirect_authenticated_user = True
 
     def get_redirect_url(self) -> str:
-        there = super().get_redirect_url()
-        # To itself it would lead round and round.
-        return "" if there.startswith(self.request.path) else there
+        url = super().get_redirect_url()
+        # Redirecting to this page would loop, because signed-in users are redirected again.
+        return "" if url.startswith(self.request.path) else url
 
 
 @method_decorator([sensitive_post_parameters(), never_cache], name="dispatch")
@@ -71,14 +77,13 @@ class SignUpView(RedirectURLMixin, FormView):
                 user = form.save()
                 login(self.request, user, backend=settings.AUTHENTICATION_BACKENDS[-1])
         except IntegrityError:
-            # Somebody took the name since the form looked.
-            form.add_error("username", ValidationError("A user with that username exists already."))
+            # Someone else took the name after the form was validated.
+            form.add_error("username", ValidationError("A user with that username already exists."))
             return self.form_invalid(form)
         return super().form_valid(form)
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
-        there = self.get_redirect_url()
-        return super().get_context_data(next=there, **kwargs)
+        return super().get_context_data(next=self.get_redirect_url(), **kwargs)
 
 
 urlpatterns = [

@@ -1,4 +1,4 @@
-"""The JSON interface. Its description, /api/openapi.json, is made from the types in it."""
+"""The JSON API. Its description at /api/openapi.json is generated from the types."""
 
 from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse
@@ -6,20 +6,20 @@ from django.urls import reverse
 from ninja import NinjaAPI, Schema
 from ninja.errors import ValidationError
 
-from courses.api import router as courses
-from enrollments.api import router as enrollments
-from project.errors import busy
+from courses.api import router as courses_router
+from enrollments.api import router as enrollments_router
+from project.errors import unavailable_response
 
 api = NinjaAPI(
     title="Live enrollment counts",
     version="1",
-    description="Courses with the number of their students as it is stored at this moment, and "
-    "enrollment of the student who is signed in.",
-    docs_url=None,  # it would load scripts from elsewhere
+    description="List courses with their live enrollment counts, and enroll the student who is "
+    "signed in.",
+    docs_url=None,  # its page loads scripts from another site
     urls_namespace="api",
 )
-api.add_router("", courses)
-api.add_router("", enrollments)
+api.add_router("", courses_router)
+api.add_router("", enrollments_router)
 
 
 class Index(Schema):
@@ -27,7 +27,7 @@ class Index(Schema):
     description: str
 
 
-@api.get("/", response=Index, operation_id="index", summary="Where things are")
+@api.get("/", response=Index, operation_id="index", summary="List the entry points")
 def index(request: HttpRequest) -> dict[str, str]:
     return {
         "courses": reverse("api:list_courses"),
@@ -36,15 +36,15 @@ def index(request: HttpRequest) -> dict[str, str]:
 
 
 @api.exception_handler(ValidationError)
-def invalid(request: HttpRequest, error: ValidationError) -> HttpResponse:
-    said = "; ".join(f"{one['loc'][-1]}: {one['msg']}" for one in error.errors)
-    return api.create_response(request, {"detail": said}, status=400)
+def handle_validation_error(request: HttpRequest, error: ValidationError) -> HttpResponse:
+    detail = "; ".join(f"{item['loc'][-1]}: {item['msg']}" for item in error.errors)
+    return api.create_response(request, {"detail": detail}, status=400)
 
 
 @api.exception_handler(OperationalError)
 @api.exception_handler(InterfaceError)
-def away(request: HttpRequest, error: Exception) -> HttpResponse:
-    answer = busy(request, error)
-    if answer is None:
+def handle_database_error(request: HttpRequest, error: Exception) -> HttpResponse:
+    response = unavailable_response(request, error)
+    if response is None:
         raise error
-    return answer
+    return response

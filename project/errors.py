@@ -1,4 +1,4 @@
-"""What is answered when a page can't be."""
+"""Error responses: 503 while the database is unavailable, and JSON errors for the API."""
 
 import logging
 from collections.abc import Callable
@@ -11,56 +11,61 @@ from courses.transactions import is_transient
 
 logger = logging.getLogger(__name__)
 
-Respond = Callable[[HttpRequest], HttpResponse]
+GetResponse = Callable[[HttpRequest], HttpResponse]
 
-TRY_AGAIN_AFTER = 5  # seconds
-BUSY = (
-    "The database is too busy, or away. Look whether your change is there before you send it again."
+RETRY_AFTER = 5  # seconds
+UNAVAILABLE_MESSAGE = (
+    "The database is busy or unavailable. Check whether your change was saved before you try again."
 )
 
 
-def busy(request: HttpRequest, error: Exception) -> HttpResponse | None:
-    """Answer 503, which says "later", where retries did not help; None: it is another error."""
-    if not is_transient(error):
-        return None
-    logger.error("%s %s: %s", request.method, request.path, error)
-    # Without the request: whatever asks who is signed in would ask the database again.
-    answer = (
-        JsonResponse({"detail": BUSY}, status=503)
-        if is_api(request)
-        else render(None, "503.html", {"busy": BUSY}, status=503)
-    )
-    answer["Retry-After"] = str(TRY_AGAIN_AFTER)
-    return answer
+class UnavailableDatabaseMiddleware:
+    """Respond with status 503 if a view fails because the database is unavailable."""
 
-
-def is_api(request: HttpRequest) -> bool:
-    return request.path_info.startswith("/api/")
-
-
-class BusyDatabaseMiddleware:
-    def __init__(self, get_response: Respond) -> None:
+    def __init__(self, get_response: GetResponse) -> None:
         self._get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
         return self._get_response(request)
 
     def process_exception(self, request: HttpRequest, error: Exception) -> HttpResponse | None:
-        return busy(request, error)
+        return unavailable_response(request, error)
 
 
 class JsonErrorsMiddleware:
-    """Programs get JSON, whoever refused them."""
+    """Convert error pages below /api/ to JSON, whichever layer rejected the request."""
 
-    def __init__(self, get_response: Respond) -> None:
+    def __init__(self, get_response: GetResponse) -> None:
         self._get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
-        answer = self._get_response(request)
-        said = answer.get("Content-Type", "")
-        if answer.status_code < 400 or not is_api(request) or said.startswith("application/json"):
-            return answer
-        status = HTTPStatus(answer.status_code)
-        answer.content = JsonResponse({"detail": f"{status.phrase}. {status.description}"}).content
-        answer["Content-Type"] = "application/json"
-        return answer
+        response = self._get_response(request)
+        if response.status_code >= 400 and _is_api_request(request) and not _is_json(response):
+            status = HTTPStatus(response.status_code)
+            detail = f"{status.phrase}. {status.description}"
+            response.content = JsonResponse({"detail": detail}).content
+            response["Content-Type"] = "application/json"
+        return response
+
+
+def unavailable_response(request: HttpRequest, error: Exception) -> HttpResponse | None:
+    """Log a transient database error and return a 503 response, or None for other errors."""
+    if not is_transient(error):
+        return None
+    logger.error("%s %s: %s", request.method, request.path, error)
+    response: HttpResponse
+    if _is_api_request(request):
+        response = JsonResponse({"detail": UNAVAILABLE_MESSAGE}, status=503)
+    else:
+        # With a request, the page would query the database for the user.
+        response = render(None, "503.html", {"message": UNAVAILABLE_MESSAGE}, status=503)
+    response["Retry-After"] = str(RETRY_AFTER)
+    return response
+
+
+def _is_api_request(request: HttpRequest) -> bool:
+    return request.path_info.startswith("/api/")
+
+
+def _is_json(response: HttpResponse) -> bool:
+    return response.get("Content-Type", "").startswith("application/json")

@@ -1,4 +1,4 @@
-"""What load balancers and monitors ask."""
+"""Health checks for load balancers and monitoring: /healthz and /readyz."""
 
 import logging
 from collections.abc import Callable
@@ -17,7 +17,10 @@ logger = logging.getLogger(__name__)
 
 
 class HealthMiddleware:
-    """Answers before host and https are looked at: who asks may know an address only."""
+    """Answer health checks before Django checks the host and redirects to HTTPS.
+
+    Load balancers connect over plain HTTP and send an IP address as the host.
+    """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self._get_response = get_response
@@ -30,34 +33,40 @@ class HealthMiddleware:
 @never_cache
 @require_safe
 def healthz(request: HttpRequest) -> JsonResponse:
-    """Alive: the process answers. Needs nothing else."""
+    """Report that the process is alive. Uses neither the database nor Redis."""
     return JsonResponse({"status": "ok"})
 
 
 @never_cache
 @require_safe
 def readyz(request: HttpRequest) -> JsonResponse:
-    """Ready: 200 when the database answers, 503 when not. Without Redis all goes on, slower."""
-    database, redis = _database(), _redis()
-    ready = database == "ok"
-    status = "unavailable" if not ready else "degraded" if redis == "unavailable" else "ok"
+    """Report with status 200 that the database is available, otherwise with 503.
+
+    The site is ready without Redis, but slower: its status is then "degraded".
+    """
+    database, redis = _database_status(), _redis_status()
+    if database == "unavailable":
+        status = "unavailable"
+    else:
+        status = "degraded" if redis == "unavailable" else "ok"
     return JsonResponse(
-        {"status": status, "database": database, "redis": redis}, status=200 if ready else 503
+        {"status": status, "database": database, "redis": redis},
+        status=503 if status == "unavailable" else 200,
     )
 
 
-def _database() -> str:
+def _database_status() -> str:
     try:
         with connection.cursor() as cursor:
             cursor.execute("SELECT 1")
     except Error as error:
-        logger.warning("The database can't be used: %s", error)
+        logger.warning("The database is unavailable: %s", error)
         connection.close()
         return "unavailable"
     return "ok"
 
 
-def _redis() -> str:
+def _redis_status() -> str:
     if not settings.REDIS_URL:
         return "unused"
     return "ok" if cast(FailOpenRedisCache, cache).ping() else "unavailable"

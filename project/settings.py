@@ -1,18 +1,18 @@
-"""Settings, read from the environment. What is not set is safe in production.
+"""Settings, read from the environment. The defaults are safe in production.
 
-DATABASE_URL    mysql://user:password@host:3306/name; unset: an SQLite file. What follows
-                a question mark are options of the driver: ?isolation_level=repeatable+read
-DATABASE_TIMEOUT  seconds to wait for an answer of a database that hangs; unset: for ever,
-                as migrations of large tables need it. gunicorn.conf.py sets 30
-REDIS_URL       redis://host:6379/0; unset: no shared cache
-SECRET_KEY      unset: a random one, made once and kept in .secret_key
-DEBUG           1 on a developer's machine only
-ALLOWED_HOSTS   comma-separated; unset: this machine only
-CSRF_TRUSTED_ORIGINS  comma-separated, where a proxy changes the host
-PROXIES         how many proxies of yours stand before this server; unset: none
-HTTPS           0 where visitors reach the site by plain http
-LOG_LEVEL       INFO
-LOG_FORMAT      json: an object a line, tracebacks in it; unset: text
+DATABASE_URL           mysql://user:password@host:3306/name, with driver options after a question
+                       mark (?isolation_level=repeatable+read). Unset: an SQLite file.
+DATABASE_TIMEOUT       Seconds to wait for a database that does not respond. Unset: no limit,
+                       because migrations of large tables take long. gunicorn.conf.py sets 30.
+REDIS_URL              redis://host:6379/0. Unset: no shared cache.
+SECRET_KEY             A long random string, the same on every server. Required unless DEBUG=1.
+DEBUG                  1 for development only.
+ALLOWED_HOSTS          Comma-separated host names. Unset: localhost only.
+CSRF_TRUSTED_ORIGINS   Comma-separated origins, if a proxy changes the Host header.
+PROXIES                Number of your own proxies in front of this server. Unset: 0.
+HTTPS                  0 if visitors reach the site over plain HTTP. Unset: 1, or 0 if DEBUG=1.
+LOG_LEVEL              Unset: INFO.
+LOG_FORMAT             json for one JSON object per line. Unset: text.
 """
 
 from datetime import timedelta
@@ -24,33 +24,39 @@ from django.core.exceptions import ImproperlyConfigured
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from project.secret_key import local_secret_key
-
 BASE_DIR = Path(__file__).resolve().parent.parent
 env = environ.Env()
 
 
-def _names(variable: str) -> list[str]:
-    return [name.strip() for name in env.list(variable, default=[]) if name.strip()]
+def _split(variable: str) -> list[str]:
+    """Return the items of a comma-separated variable, without spaces and empty items."""
+    return [item.strip() for item in env.list(variable, default=[]) if item.strip()]
 
 
+SITE_NAME = "Course catalog"
 DEBUG = env.bool("DEBUG", default=False)
-SECRET_KEY = env.str("SECRET_KEY", default="") or local_secret_key(BASE_DIR / ".secret_key")
-ALLOWED_HOSTS = _names("ALLOWED_HOSTS") or ["localhost", "127.0.0.1", "[::1]"]
-CSRF_TRUSTED_ORIGINS = _names("CSRF_TRUSTED_ORIGINS")
+SECRET_KEY = env.str("SECRET_KEY", default="")
+if not SECRET_KEY:
+    if not DEBUG:
+        raise ImproperlyConfigured(
+            "SECRET_KEY is not set. Set it to a long random string, or set DEBUG=1 for development."
+        )
+    SECRET_KEY = "django-insecure-development-key"
+ALLOWED_HOSTS = _split("ALLOWED_HOSTS") or ["localhost", "127.0.0.1", "[::1]"]
+CSRF_TRUSTED_ORIGINS = _split("CSRF_TRUSTED_ORIGINS")
 
-# Database ------------------------------------------------------------------
+# Database
 
-_url = env.str("DATABASE_URL", default="") or f"sqlite:///{BASE_DIR / 'db.sqlite3'}"
-if not _url.startswith(("mysql://", "sqlite://")):
+_database_url = env.str("DATABASE_URL", default="") or f"sqlite:///{BASE_DIR / 'db.sqlite3'}"
+if not _database_url.startswith(("mysql://", "sqlite://")):
     raise ImproperlyConfigured(
         "DATABASE_URL must be mysql://user:password@host:3306/name or sqlite:////path/to/file."
     )
-DATABASES = {"default": env.db_url_config(_url)}
-if _url.startswith("sqlite:"):
-    # Without IMMEDIATE, of two transactions that read before they write one fails at
-    # once, however long the timeout is.
-    _defaults = {
+DATABASES = {"default": env.db_url_config(_database_url)}
+if _database_url.startswith("sqlite:"):
+    _default_options = {
+        # In a deferred transaction, a write after a read fails at once with "database is
+        # locked" if another transaction has written. The timeout does not apply.
         "transaction_mode": "IMMEDIATE",
         "timeout": 20,  # seconds
         "init_command": "PRAGMA journal_mode=WAL",
@@ -58,40 +64,42 @@ if _url.startswith("sqlite:"):
 else:
     DATABASES["default"].setdefault("CONN_MAX_AGE", 60)  # seconds
     DATABASES["default"].setdefault("CONN_HEALTH_CHECKS", True)
-    _timeout = env.int("DATABASE_TIMEOUT", default=0)
-    _defaults = {
+    _default_options = {
         "isolation_level": "read committed",
         "charset": "utf8mb4",
         "connect_timeout": 5,  # seconds
-        # Strict, so that nothing is cut off silently. The lock timeout's default of 50
-        # seconds outlives most visitors.
+        # Strict mode rejects values that do not fit instead of truncating them. The default
+        # lock timeout of 50 seconds is longer than most visitors wait.
         "init_command": "SET sql_mode='STRICT_TRANS_TABLES', innodb_lock_wait_timeout=10",
-        **({"read_timeout": _timeout, "write_timeout": _timeout} if _timeout else {}),
     }
-DATABASES["default"]["OPTIONS"] = _defaults | DATABASES["default"].get("OPTIONS", {})
+    if _timeout := env.int("DATABASE_TIMEOUT", default=0):
+        _default_options |= {"read_timeout": _timeout, "write_timeout": _timeout}
+DATABASES["default"]["OPTIONS"] = _default_options | DATABASES["default"].get("OPTIONS", {})
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
-# Cache: optional at every moment, and never for counts ---------------------
+# Cache. Redis is optional at every moment, and counts are never cached.
 
 REDIS_URL = env.str("REDIS_URL", default="")
 if REDIS_URL and not REDIS_URL.startswith(("redis://", "rediss://", "unix://")):
     raise ImproperlyConfigured("REDIS_URL must be redis://host:6379/0, or unset.")
-CACHES = {
-    "default": {
-        "BACKEND": "project.cache.FailOpenRedisCache",
-        "LOCATION": REDIS_URL,
-        "TIMEOUT": 60,  # seconds
-        "OPTIONS": {
-            "socket_connect_timeout": 0.25,  # seconds
-            "socket_timeout": 0.25,  # seconds
-            # The client's own retries would multiply these times.
-            "retry": Retry(NoBackoff(), 0),
-        },
+if REDIS_URL:
+    CACHES = {
+        "default": {
+            "BACKEND": "project.cache.FailOpenRedisCache",
+            "LOCATION": REDIS_URL,
+            "TIMEOUT": 60,  # seconds
+            "OPTIONS": {
+                "socket_connect_timeout": 0.25,  # seconds
+                "socket_timeout": 0.25,  # seconds
+                # The client's own retries would multiply these timeouts.
+                "retry": Retry(NoBackoff(), 0),
+            },
+        }
     }
-    if REDIS_URL
-    # A cache of one process is wrong as soon as there are two.
-    else {"BACKEND": "django.core.cache.backends.dummy.DummyCache"}
-}
+else:
+    # A cache per process would return stale data as soon as there are two processes.
+    CACHES = {"default": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"}}
+# Only tables that are read often and written rarely.
 CACHALOT_ONLY_CACHABLE_TABLES = frozenset(
     {
         "auth_group",
@@ -101,12 +109,12 @@ CACHALOT_ONLY_CACHABLE_TABLES = frozenset(
         "django_content_type",
     }
 )
-CACHALOT_TIMEOUT = 60  # seconds: how long a lost invalidation can matter
+CACHALOT_TIMEOUT = 60  # seconds; limits how long a lost invalidation can matter
 CACHALOT_FINAL_SQL_CHECK = True
-# W001: our backend is Django's RedisCache, which cachalot supports, made to fail open.
+# W001 reports unsupported cache backends. FailOpenRedisCache is a subclass of a supported one.
 SILENCED_SYSTEM_CHECKS = ["cachalot.W001"]
 
-# Application ---------------------------------------------------------------
+# Application
 
 INSTALLED_APPS = [
     "courses",
@@ -122,7 +130,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
 ]
 if REDIS_URL:
-    INSTALLED_APPS.append("project.cachalot.FencedCachalotConfig")
+    INSTALLED_APPS.append("project.cachalot.PatchedCachalotConfig")
 MIDDLEWARE = [
     "project.health.HealthMiddleware",
     "csp.middleware.CSPMiddleware",
@@ -135,7 +143,7 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
-    "project.errors.BusyDatabaseMiddleware",
+    "project.errors.UnavailableDatabaseMiddleware",
     "axes.middleware.AxesMiddleware",
 ]
 ROOT_URLCONF = "project.urls"
@@ -146,6 +154,7 @@ TEMPLATES = [
         "DIRS": [BASE_DIR / "project" / "templates"],
         "APP_DIRS": True,
         "OPTIONS": {
+            "builtins": ["project.template_tags"],
             "context_processors": [
                 "django.template.context_processors.request",
                 "django.contrib.auth.context_processors.auth",
@@ -153,6 +162,24 @@ TEMPLATES = [
             ],
         },
     },
+]
+LANGUAGE_CODE = "en-us"
+TIME_ZONE = "UTC"
+USE_TZ = True
+FORMAT_MODULE_PATH = "project.formats"
+
+STATIC_URL = "static/"
+STATICFILES_DIRS = [BASE_DIR / "project" / "static"]
+# Serve static files from the apps, so that deployments need no collectstatic.
+WHITENOISE_USE_FINDERS = True
+
+# Accounts
+
+LOGIN_URL = "sign-in"
+LOGIN_REDIRECT_URL = LOGOUT_REDIRECT_URL = "catalog"
+AUTHENTICATION_BACKENDS = [
+    "project.accounts.SignInLimit",
+    "django.contrib.auth.backends.ModelBackend",
 ]
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": f"django.contrib.auth.password_validation.{name}"}
@@ -163,42 +190,25 @@ AUTH_PASSWORD_VALIDATORS = [
         "NumericPasswordValidator",
     )
 ]
-LANGUAGE_CODE = "en-us"
-TIME_ZONE = "UTC"
-USE_TZ = True
-FORMAT_MODULE_PATH = "project.formats"
-
-STATIC_URL = "static/"
-STATICFILES_DIRS = [BASE_DIR / "project" / "static"]
-# Served straight from the apps: there is no collectstatic that could be forgotten.
-WHITENOISE_USE_FINDERS = True
-
-# Signing in ------------------------------------------------------------------
-
-LOGIN_URL = "sign-in"
-LOGIN_REDIRECT_URL = LOGOUT_REDIRECT_URL = "catalog"
-AUTHENTICATION_BACKENDS = [
-    "project.accounts.SignInLimit",
-    "django.contrib.auth.backends.ModelBackend",
-]
-# Failures are counted in the database: Redis may be away at any moment.
+# django-axes counts failed sign-ins in the database, because Redis is optional.
 AXES_FAILURE_LIMIT = 10
 AXES_COOLOFF_TIME = timedelta(minutes=15)
-# By both: by name alone anybody could lock out a student, by address alone one a whole school.
+# Count by user name and address together. By user name alone, anyone could lock out a student;
+# by address alone, one visitor could lock out a whole school.
 AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
 AXES_RESET_ON_SUCCESS = True
 AXES_DISABLE_ACCESS_LOG = True
 AXES_VERBOSE = False
 AXES_LOCKOUT_TEMPLATE = "accounts/locked_out.html"
 AXES_CLIENT_IP_CALLABLE = "project.accounts.client_address"
-AXES_USERNAME_CALLABLE = "project.accounts.tried_username"
+AXES_USERNAME_CALLABLE = "project.accounts.submitted_username"
 PROXIES = env.int("PROXIES", default=0)
 if PROXIES < 0:
     raise ImproperlyConfigured(f"PROXIES must be 0 or more, not {PROXIES}.")
 
-# Safety on the way to the visitor --------------------------------------------
+# Browser security
 
-# Nothing inline, and nothing from elsewhere.
+# Allow no inline code, and nothing from other sites.
 CONTENT_SECURITY_POLICY = {
     "DIRECTIVES": {
         "default-src": [csp.NONE],
@@ -220,26 +230,26 @@ if HTTPS:
     SESSION_COOKIE_SECURE = True
     CSRF_COOKIE_SECURE = True
 
-# Logs: one event a line on standard error -------------------------------------
+# Logging to standard error
 
 LOG_FORMAT = env.str("LOG_FORMAT", default="") or "text"
 if LOG_FORMAT not in ("text", "json"):
     raise ImproperlyConfigured("LOG_FORMAT must be json, or unset.")
-_fields = "{asctime} {levelname} {name}: {message}"
+_log_line = "{asctime} {levelname} {name}: {message}"
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {
-        "text": {"format": _fields, "style": "{"},
+        "text": {"format": _log_line, "style": "{"},
         "json": {
             "()": "pythonjsonlogger.json.JsonFormatter",
-            "format": _fields,
+            "format": _log_line,
             "style": "{",
             "json_ensure_ascii": False,
         },
     },
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": LOG_FORMAT}},
-    # It says at each sign-in that nothing was wrong.
+    # Below WARNING, django-axes logs every successful sign-in.
     "loggers": {"axes": {"level": "WARNING"}},
     "root": {"handlers": ["stderr"], "level": env.str("LOG_LEVEL", default="").upper() or "INFO"},
 }

@@ -1,3 +1,5 @@
+"""The site's URLs."""
+
 from django.contrib import admin
 from django.templatetags.static import static
 from django.urls import include, path

@@ -1,4 +1,4 @@
-"""The WSGI entry point: `gunicorn project.wsgi`."""
+"""The WSGI application that gunicorn serves."""
 
 import os
 

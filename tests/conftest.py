@@ -105,18 +105,3 @@ def database_proxy() -> Iterator[TCPProxy]:
         yield proxy
         connection.close()
         settings["HOST"], settings["PORT"] = address
-
-
-# Old names, until every test uses student_client, database_proxy and tests.support.
-from tests.support.counts import drift_by_title as drifts  # noqa: E402, F401
-from tests.support.databases import connected_to, unreachable_database  # noqa: E402, F401
-
-
-@pytest.fixture
-def signed_in(student_client: Client) -> Client:
-    return student_client
-
-
-@pytest.fixture
-def wire(database_proxy: TCPProxy) -> TCPProxy:
-    return database_proxy

@@ -78,8 +78,8 @@ class AppCommand(BaseCommand):
         parser.add_argument(
             "--output",
             metavar="FILE",
-            type=Path,
-            help="write to this file, atomically (default: standard output)",
+            type=lambda text: None if text == "-" else Path(text),
+            help="write to this file, atomically (default, or -: standard output)",
         )
 
     @contextmanager
@@ -95,9 +95,10 @@ class AppCommand(BaseCommand):
             raise self.usage_error(f"{name} can't be written: {error.strerror}.") from error
 
     @staticmethod
-    def progress(*, total: int | None, unit: str) -> tqdm:
+    def progress(*, total: int | None, unit: str, disable: bool = False) -> tqdm:
         """Return a progress bar on standard error, which is shown only on a terminal."""
-        return tqdm(total=total, unit=unit, disable=None, leave=False, dynamic_ncols=True)
+        options: Any = {"leave": False, "dynamic_ncols": True}
+        return tqdm(total=total, unit=unit, disable=disable or None, **options)
 
 
 @contextmanager

@@ -1,17 +1,20 @@
--- Takes over the courses and enrollments of an older system, for the mariadb client. Both
--- systems' tables are in one database, and users in auth_user (see docs/adoption.md):
+-- Copy the courses and enrollments of an older system into this project's tables, with the
+-- mariadb client. Both systems' tables are in one database, and both use auth_user (see
+-- docs/adoption.md):
 --
 --     mariadb --table DATABASE < enrollments/sql/adopt.sql
 --
--- Can be run again at any time: what is there already is left as it is. What can't be taken
--- stands in the table adopt_report, with the reason. The old tables are only read.
--- Needs CREATE and DROP on the database, SELECT on the old tables, SELECT, INSERT and UPDATE
--- on courses_course and enrollments_enrollment.
+-- The script can be run at any time and repeated. It leaves adopted rows unchanged, and it only
+-- reads the old tables. The table adopt_report lists what was not adopted, or was changed, with
+-- the reason.
+--
+-- Required privileges: CREATE, CREATE VIEW, DROP, SELECT, INSERT and DELETE on the database, and
+-- UPDATE on courses_course.
 
 SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED;
 SET SESSION sql_mode = 'STRICT_TRANS_TABLES';
 
--- 1. What the old tables mean. ADAPT THIS PART, and nothing below it.
+-- 1. The meaning of the old tables. ADAPT THIS PART, and nothing below it.
 
 CREATE OR REPLACE VIEW adopt_course AS
 SELECT
@@ -31,23 +34,23 @@ SELECT
         WHEN 'dropped' THEN 'withdrawn'
         WHEN 'withdrawn' THEN 'withdrawn'
         WHEN 'cancelled' THEN 'withdrawn'
-    END AS status,  -- NULL: the row is not taken, and reported
-    created_at,  -- in UTC, as Django keeps it; CONVERT_TZ(created_at, 'Europe/London', 'UTC')
-    CAST(NULL AS DATETIME) AS ended_at  -- when they left, where that is known
+    END AS status,  -- NULL: the row is reported and not adopted
+    created_at,  -- in UTC, as Django stores it; CONVERT_TZ(created_at, 'Europe/London', 'UTC')
+    CAST(NULL AS DATETIME) AS ended_at  -- the date of the withdrawal, if it is known
 FROM core_enrollments;
 
--- 2. Courses, with the ids that they had. Counts begin at 0: the old ones are not looked at.
+-- 2. Courses keep their ids. Their counts start at 0; the old counts are ignored.
 
-CREATE TABLE IF NOT EXISTS adopt_report (
-    what VARCHAR(10) NOT NULL,
+DROP TABLE IF EXISTS adopt_report;
+CREATE TABLE adopt_report (
+    kind VARCHAR(10) NOT NULL,
     old_id BIGINT NOT NULL,
     reason VARCHAR(100) NOT NULL,
-    PRIMARY KEY (what, old_id)
+    PRIMARY KEY (kind, old_id)
 ) ENGINE = InnoDB CHARACTER SET utf8mb4;
-DELETE FROM adopt_report;
 
-DROP TABLE IF EXISTS adopt_named;
-CREATE TABLE adopt_named (
+DROP TABLE IF EXISTS adopt_candidate;
+CREATE TABLE adopt_candidate (
     id BIGINT NOT NULL PRIMARY KEY,
     title VARCHAR(200) NOT NULL,
     slug VARCHAR(200) NOT NULL
@@ -55,7 +58,7 @@ CREATE TABLE adopt_named (
 SELECT
     old.id,
     LEFT(old.title, 200) AS title,
-    -- The id makes it unique, and tells at the next run that this is the same course.
+    -- The id makes the slug unique. It also identifies the course when the script is repeated.
     CONCAT(
         COALESCE(NULLIF(TRIM(BOTH '-' FROM REGEXP_REPLACE(
             LEFT(LOWER(old.title), 150), '[^a-z0-9]+', '-'
@@ -66,53 +69,55 @@ FROM adopt_course AS old
 WHERE TRIM(COALESCE(old.title, '')) <> '';
 
 INSERT INTO courses_course (id, title, slug, total_enrollments)
-SELECT named.id, named.title, named.slug, 0
-FROM adopt_named AS named
-WHERE NOT EXISTS (SELECT 1 FROM courses_course AS there WHERE there.id = named.id)
-    AND NOT EXISTS (SELECT 1 FROM courses_course AS there WHERE there.slug = named.slug);
+SELECT candidate.id, candidate.title, candidate.slug, 0
+FROM adopt_candidate AS candidate
+WHERE NOT EXISTS (SELECT 1 FROM courses_course AS existing WHERE existing.id = candidate.id)
+    AND NOT EXISTS (SELECT 1 FROM courses_course AS existing WHERE existing.slug = candidate.slug);
 
--- What now has the id may be another course: then neither it nor its enrollments are touched.
-DELETE named FROM adopt_named AS named
-LEFT JOIN courses_course AS there ON there.id = named.id AND there.slug = named.slug
-WHERE there.id IS NULL;
+-- If another course already has the id, neither that course nor its enrollments are changed.
+DELETE candidate FROM adopt_candidate AS candidate
+LEFT JOIN courses_course AS existing
+    ON existing.id = candidate.id AND existing.slug = candidate.slug
+WHERE existing.id IS NULL;
 
-INSERT INTO adopt_report (what, old_id, reason)
+INSERT INTO adopt_report (kind, old_id, reason)
 SELECT 'course', old.id,
     IF(TRIM(COALESCE(old.title, '')) = '', 'no title', 'another course has this id')
 FROM adopt_course AS old
-LEFT JOIN adopt_named AS named ON named.id = old.id
-WHERE named.id IS NULL;
+LEFT JOIN adopt_candidate AS candidate ON candidate.id = old.id
+WHERE candidate.id IS NULL;
 
-INSERT INTO adopt_report (what, old_id, reason)
-SELECT 'title', old.id, 'cut to 200 characters'
+INSERT INTO adopt_report (kind, old_id, reason)
+SELECT 'title', old.id, 'shortened to 200 characters'
 FROM adopt_course AS old
-JOIN adopt_named AS named ON named.id = old.id
+JOIN adopt_candidate AS candidate ON candidate.id = old.id
 WHERE CHAR_LENGTH(old.title) > 200;
 
--- 3. Enrollments, a course at a time: lock the course, write its rows, then set its counter in
---    a statement of its own, as the services do. Row and counter are committed together.
+-- 3. Enrollments, one course per transaction: lock the course, insert its rows, then set its
+--    counter in a separate statement, as the services do. Rows and counter commit together.
 
 DELIMITER //
 BEGIN NOT ATOMIC
-    DECLARE one BIGINT DEFAULT 0;
+    DECLARE current_id BIGINT DEFAULT 0;
     DECLARE now_utc DATETIME(6) DEFAULT UTC_TIMESTAMP(6);
 
     next_course: LOOP
-        SET one = (SELECT MIN(id) FROM adopt_named WHERE id > one);
-        IF one IS NULL THEN
+        SET current_id = (SELECT MIN(id) FROM adopt_candidate WHERE id > current_id);
+        IF current_id IS NULL THEN
             LEAVE next_course;
         END IF;
         START TRANSACTION;
-        SELECT id INTO @adopt_locked FROM courses_course WHERE id = one FOR UPDATE;
-        -- Of several rows of one student: they are in if one of the rows is, since the first.
+        SELECT id INTO @adopt_locked FROM courses_course WHERE id = current_id FOR UPDATE;
+        -- Several rows of one student become one row. It is active if any of them is active,
+        -- otherwise completed if any is completed, and it has the earliest date.
         INSERT INTO enrollments_enrollment
             (student_id, course_id, status, enrollment_date, withdrawal_date)
         SELECT
             student_id,
-            one,
+            current_id,
             status,
-            began,
-            IF(status = 'withdrawn', GREATEST(COALESCE(ended, began), began), NULL)
+            enrolled_at,
+            IF(status = 'withdrawn', GREATEST(COALESCE(ended_at, enrolled_at), enrolled_at), NULL)
         FROM (
             SELECT
                 old.student_id,
@@ -121,81 +126,84 @@ BEGIN NOT ATOMIC
                     WHEN SUM(old.status = 'completed') > 0 THEN 'completed'
                     ELSE 'withdrawn'
                 END AS status,
-                COALESCE(MIN(NULLIF(old.created_at, '0000-00-00')), now_utc) AS began,
-                MAX(old.ended_at) AS ended
+                COALESCE(MIN(NULLIF(old.created_at, '0000-00-00')), now_utc) AS enrolled_at,
+                MAX(old.ended_at) AS ended_at
             FROM adopt_enrollment AS old
             JOIN auth_user AS student ON student.id = old.student_id
-            WHERE old.course_id = one AND old.status IS NOT NULL
+            WHERE old.course_id = current_id AND old.status IS NOT NULL
             GROUP BY old.student_id
         ) AS merged
         WHERE NOT EXISTS (
-            SELECT 1 FROM enrollments_enrollment AS there
-            WHERE there.student_id = merged.student_id AND there.course_id = one
+            SELECT 1 FROM enrollments_enrollment AS existing
+            WHERE existing.student_id = merged.student_id AND existing.course_id = current_id
         );
         IF ROW_COUNT() > 0 THEN
             UPDATE courses_course
             SET total_enrollments = (
                 SELECT COUNT(*) FROM enrollments_enrollment
-                WHERE course_id = one AND status IN ('active', 'completed')
+                WHERE course_id = current_id AND status IN ('active', 'completed')
             )
-            WHERE id = one;
+            WHERE id = current_id;
         END IF;
         COMMIT;
     END LOOP;
 END//
 DELIMITER ;
 
--- 4. What became of each old row. The numbers add up to those of the old table.
+-- 4. Report every old row that was not adopted or was changed. The totals at the end add up to
+--    the number of old rows.
 
-INSERT INTO adopt_report (what, old_id, reason)
+INSERT INTO adopt_report (kind, old_id, reason)
 SELECT 'enrollment', old.id,
     CASE
         WHEN old.status IS NULL THEN 'unknown status'
-        WHEN student.id IS NULL THEN 'no such student'
-        ELSE 'no such course, or it was not taken'
+        WHEN student.id IS NULL THEN 'student does not exist'
+        ELSE 'course does not exist or was not adopted'
     END
 FROM adopt_enrollment AS old
 LEFT JOIN auth_user AS student ON student.id = old.student_id
-LEFT JOIN adopt_named AS named ON named.id = old.course_id
-WHERE old.status IS NULL OR student.id IS NULL OR named.id IS NULL;
+LEFT JOIN adopt_candidate AS candidate ON candidate.id = old.course_id
+WHERE old.status IS NULL OR student.id IS NULL OR candidate.id IS NULL;
 
-INSERT INTO adopt_report (what, old_id, reason)
-SELECT 'enrollment', old.id, 'one with another row of this student and course'
+INSERT INTO adopt_report (kind, old_id, reason)
+SELECT 'enrollment', old.id, 'merged with another row of the same student and course'
 FROM adopt_enrollment AS old
 JOIN (
-    SELECT good.student_id, good.course_id, MIN(good.id) AS kept
-    FROM adopt_enrollment AS good
-    LEFT JOIN adopt_report AS refused ON refused.what = 'enrollment' AND refused.old_id = good.id
-    WHERE refused.old_id IS NULL
-    GROUP BY good.student_id, good.course_id
+    SELECT valid.student_id, valid.course_id, MIN(valid.id) AS first_id
+    FROM adopt_enrollment AS valid
+    LEFT JOIN adopt_report AS rejected
+        ON rejected.kind = 'enrollment' AND rejected.old_id = valid.id
+    WHERE rejected.old_id IS NULL
+    GROUP BY valid.student_id, valid.course_id
     HAVING COUNT(*) > 1
-) AS several ON several.student_id = old.student_id AND several.course_id = old.course_id
-LEFT JOIN adopt_report AS refused ON refused.what = 'enrollment' AND refused.old_id = old.id
-WHERE refused.old_id IS NULL AND old.id <> several.kept;
+) AS duplicates
+    ON duplicates.student_id = old.student_id AND duplicates.course_id = old.course_id
+LEFT JOIN adopt_report AS rejected ON rejected.kind = 'enrollment' AND rejected.old_id = old.id
+WHERE rejected.old_id IS NULL AND old.id <> duplicates.first_id;
 
-INSERT INTO adopt_report (what, old_id, reason)
-SELECT 'date', old.id, 'none: taken with the date of the day, unless another row has one'
+INSERT INTO adopt_report (kind, old_id, reason)
+SELECT 'date', old.id, 'missing: set to now, unless a merged row has a date'
 FROM adopt_enrollment AS old
-LEFT JOIN adopt_report AS refused ON refused.what = 'enrollment' AND refused.old_id = old.id
-WHERE refused.old_id IS NULL AND NULLIF(old.created_at, '0000-00-00') IS NULL;
+LEFT JOIN adopt_report AS rejected ON rejected.kind = 'enrollment' AND rejected.old_id = old.id
+WHERE rejected.old_id IS NULL AND NULLIF(old.created_at, '0000-00-00') IS NULL;
 
-SELECT what, reason, COUNT(*) AS number, MIN(old_id) AS first_id
+SELECT kind, reason, COUNT(*) AS number, MIN(old_id) AS first_id
 FROM adopt_report
-GROUP BY what, reason
-ORDER BY what, reason;
+GROUP BY kind, reason
+ORDER BY kind, reason;
 
 SELECT
     (SELECT COUNT(*) FROM adopt_course) AS old_courses,
-    (SELECT COUNT(*) FROM adopt_named) AS courses_here,
+    (SELECT COUNT(*) FROM adopt_candidate) AS adopted_courses,
     (SELECT COUNT(*) FROM adopt_enrollment) AS old_rows,
-    (SELECT COUNT(*) FROM adopt_report WHERE what = 'enrollment') AS reported,
+    (SELECT COUNT(*) FROM adopt_report WHERE kind = 'enrollment') AS reported,
     (
-        SELECT COUNT(*) FROM enrollments_enrollment AS there
+        SELECT COUNT(*) FROM enrollments_enrollment AS enrollment
         WHERE EXISTS (
             SELECT 1 FROM adopt_enrollment AS old
-            WHERE old.student_id = there.student_id AND old.course_id = there.course_id
+            WHERE old.student_id = enrollment.student_id AND old.course_id = enrollment.course_id
         )
-    ) AS rows_here;
+    ) AS adopted_rows;
 
-DROP TABLE adopt_named;
+DROP TABLE adopt_candidate;
 DROP VIEW adopt_course, adopt_enrollment;

@@ -1,12 +1,14 @@
--- Finds and corrects drifted course counts, for the mariadb or mysql client, while
--- the site stays busy:
+-- Find and correct drifted course counts with the mariadb or mysql client. The site can stay
+-- online:
 --
 --     mariadb --table DATABASE < enrollments/sql/rebuild_counts.sql
 --
--- Needs SELECT and UPDATE on courses_course, SELECT on enrollments_enrollment, and CREATE
--- TEMPORARY TABLES. It can be run again at any time: what is right is neither locked nor
--- written. On an error the client stops, and the server undoes what was begun: run it
--- again. (On a Galera cluster that may be 1213, when others write through another node.)
+-- Required privileges: SELECT and UPDATE on courses_course, SELECT on enrollments_enrollment,
+-- and CREATE TEMPORARY TABLES on the database.
+--
+-- The script can be run at any time and repeated. It neither locks nor writes courses whose
+-- count is correct. On an error the client stops and the server rolls back: run the script
+-- again. On a Galera cluster, writes on another node can cause error 1213.
 
 DROP TEMPORARY TABLE IF EXISTS rebuild_counts_drifted;
 CREATE TEMPORARY TABLE rebuild_counts_drifted (
@@ -14,35 +16,35 @@ CREATE TEMPORARY TABLE rebuild_counts_drifted (
     stored BIGINT NOT NULL
 ) ENGINE = InnoDB;
 
--- 1. Look. Under READ COMMITTED this locks none of the rows that it reads, and one
---    statement sees rows and counters as of one moment.
+-- 1. Find drifted courses. READ COMMITTED locks none of the rows that the SELECT reads, and one
+--    statement reads rows and counters from the same snapshot.
 SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
 START TRANSACTION;
 
 INSERT INTO rebuild_counts_drifted (course_id, stored)
-SELECT seen.id, seen.stored
+SELECT counts.course_id, counts.stored
 FROM (
     SELECT
-        course.id,
+        course.id AS course_id,
         CAST(course.total_enrollments AS SIGNED) AS stored,
         (
             SELECT COUNT(*)
             FROM enrollments_enrollment AS enrollment
             WHERE enrollment.course_id = course.id
                 AND enrollment.status IN ('active', 'completed')
-        ) AS counted
+        ) AS true_count
     FROM courses_course AS course
-) AS seen
-WHERE seen.stored <> seen.counted;
+) AS counts
+WHERE counts.stored <> counts.true_count;
 
 SELECT COUNT(*) AS drifted_before FROM rebuild_counts_drifted;
 
 COMMIT;
 
--- 2. Lock what looked wrong, in key order, as every other writer does. Count only then,
---    in another statement: its snapshot is newer than the locks, so that nobody can have
---    enrolled between the count and the correction. Without the locks nothing is
---    corrected, even by a client that goes on after errors.
+-- 2. Lock the drifted courses in primary-key order, like every other writer. Then count in a
+--    separate statement, whose snapshot is newer than the locks: nobody can enroll between the
+--    count and the correction. @rebuild_counts_locked stays 0 if locking fails, so that a client
+--    that continues after errors (--force) corrects nothing.
 SET @rebuild_counts_locked = 0;
 SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
 START TRANSACTION;
@@ -81,7 +83,7 @@ COMMIT;
 
 DROP TEMPORARY TABLE rebuild_counts_drifted;
 
--- 3. Verify. 0 is right. Others may have drifted since, if their cause still writes.
+-- 3. Verify. The result is 0 unless something outside the services still writes to the tables.
 SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
 START TRANSACTION;
 
@@ -94,9 +96,9 @@ FROM (
             FROM enrollments_enrollment AS enrollment
             WHERE enrollment.course_id = course.id
                 AND enrollment.status IN ('active', 'completed')
-        ) AS counted
+        ) AS true_count
     FROM courses_course AS course
-) AS seen
-WHERE seen.stored <> seen.counted;
+) AS counts
+WHERE counts.stored <> counts.true_count;
 
 COMMIT;

@@ -1,5 +1,4 @@
-from collections.abc import Callable
-from typing import Any
+"""with_true_count(), with_drift() and drifted()."""
 
 import pytest
 from django.db import connection
@@ -8,95 +7,95 @@ from django.test.utils import CaptureQueriesContext
 
 from courses.models import Course
 from enrollments.services import enroll_many, set_status, unenroll
-from tests.conftest import drifts
+from tests.support.counts import drift_by_title
+from tests.support.enrollments import MakeCourse, MakeStudents, set_stored_count
 
 
 @pytest.fixture
-def courses(
-    make_course: Callable[..., Course], make_students: Callable[[int], list[Any]]
-) -> list[Course]:
-    """Four courses with 0, 1, 2 and 3 rows that count; the last has a withdrawn one more."""
+def courses(make_course: MakeCourse, make_students: MakeStudents) -> list[Course]:
+    """Courses with a true count of 0, 1, 2 and 3. The last also has a withdrawn row."""
     students = make_students(4)
-    made = [make_course(title=f"{number} rows") for number in range(4)]
-    for number, course in enumerate(made):
+    courses = [make_course(title=f"{number} counted") for number in range(4)]
+    for number, course in enumerate(courses):
         enroll_many(course=course, students=students[:number])
-    enroll_many(course=made[3], students=students)
-    unenroll(student=students[0], course=made[3])
-    set_status(student=students[1], course=made[3], status="completed")
-    return made
+    enroll_many(course=courses[3], students=students)
+    unenroll(student=students[0], course=courses[3])
+    set_status(student=students[1], course=courses[3], status="completed")
+    return courses
 
 
-def damage(course: Course, stored: int) -> None:
-    Course.objects.filter(pk=course.pk).update(total_enrollments=stored)
-
-
-def test_true_counts_are_those_of_the_rows(courses: list[Course]) -> None:
+def test_true_count_is_the_number_of_counted_rows(courses: list[Course]) -> None:
     counts = Course.objects.with_true_count().values_list("title", "true_count")
-    assert dict(counts) == {"0 rows": 0, "1 rows": 1, "2 rows": 2, "3 rows": 3}
+    assert dict(counts) == {"0 counted": 0, "1 counted": 1, "2 counted": 2, "3 counted": 3}
     assert not Course.objects.drifted().exists()
 
 
-def test_drift_is_stored_minus_true_in_both_directions(courses: list[Course]) -> None:
-    none, one, two, three = courses
-    damage(none, 4)
-    damage(one, 0)
-    damage(three, 1)
-    assert drifts() == {"0 rows": 4, "1 rows": -1, "3 rows": -2}
-    assert Course.objects.with_drift().get(pk=two.pk).drift == 0
+def test_drift_is_the_stored_count_minus_the_true_count(courses: list[Course]) -> None:
+    set_stored_count(courses[0], 4)
+    set_stored_count(courses[1], 0)
+    set_stored_count(courses[3], 1)
+    assert drift_by_title() == {"0 counted": 4, "1 counted": -1, "3 counted": -2}
+    assert Course.objects.with_drift().get(pk=courses[2].pk).drift == 0
 
 
-def test_one_query_whatever_the_number_of_courses(
-    courses: list[Course], make_course: Callable[..., Course]
+def test_one_query_reads_any_number_of_courses(
+    courses: list[Course], make_course: MakeCourse
 ) -> None:
     for _ in range(2):
-        with CaptureQueriesContext(
-            connection,
-        ) as queries:
-            seen = [(course.true_count, course.drift) for course in Course.objects.with_drift()]
+        with CaptureQueriesContext(connection) as queries:
+            counts = [(course.true_count, course.drift) for course in Course.objects.with_drift()]
         assert len(queries) == 1
-        assert len(seen) == Course.objects.count()
+        assert len(counts) == Course.objects.count()
         make_course()
 
 
-def test_they_chain_with_all_that_querysets_do(courses: list[Course]) -> None:
-    damage(courses[1], 9)
-    damage(courses[2], 0)
-    found = Course.objects.filter(title__endswith="rows").drifted()
-    assert list(found.order_by("drift").values_list("drift", flat=True)) == [-2, 8]
-    assert found.count() == 2
-    assert found.filter(drift__gt=0).get() == courses[1]
-    assert found.with_drift().with_true_count().drifted().count() == 2
-    assert list(found.order_by("pk").reverse()[:1]) == [courses[2]]
-    assert found.exclude(pk=courses[1].pk).get() == courses[2]
-    # Joins and grouping elsewhere in the query do not multiply the count.
-    joined = Course.objects.with_true_count().annotate(rows=Count("enrollments"))
-    assert {(course.true_count, course.rows) for course in joined} == {
-        (0, 0),
-        (1, 1),
-        (2, 2),
-        (3, 4),
-    }
-    assert Course.objects.annotate(one=Value(1)).drifted().values_list("one", flat=True)[0] == 1
-    assert Course.objects.with_true_count().filter(true_count=F("total_enrollments")).count() == 2
-
-
-def test_annotations_of_the_same_name_are_not_trusted(courses: list[Course]) -> None:
-    damage(courses[1], 9)
-    for theirs in (
-        Course.objects.annotate(true_count=F("total_enrollments")),
-        Course.objects.annotate(true_count=Value(0), drift=Value(0)),
-    ):
-        assert theirs.drifted().get().drift == 8
-
-
-def test_they_are_live(courses: list[Course]) -> None:
-    queryset = Course.objects.drifted()
-    assert list(queryset.all()) == []
+def test_results_are_read_from_the_database_every_time(courses: list[Course]) -> None:
+    drifted_courses = Course.objects.drifted()
+    assert list(drifted_courses.all()) == []
     with connection.cursor() as cursor:
-        cursor.execute("UPDATE courses_course SET total_enrollments = 5 WHERE title = '0 rows'")
-    assert list(queryset.all()) == [courses[0]]
+        cursor.execute("UPDATE courses_course SET total_enrollments = 5 WHERE title = '0 counted'")
+    assert list(drifted_courses.all()) == [courses[0]]
 
 
-def test_the_true_count_is_read_from_the_index(courses: list[Course]) -> None:
+def test_the_true_count_is_read_from_an_index(courses: list[Course]) -> None:
     plan = Course.objects.with_true_count().filter(pk=courses[0].pk).explain()
     assert "enrollment_course_status" in plan
+
+
+class TestChaining:
+    def test_drifted_courses_can_be_filtered_ordered_and_sliced(
+        self, courses: list[Course]
+    ) -> None:
+        set_stored_count(courses[1], 9)
+        set_stored_count(courses[2], 0)
+        drifted_courses = Course.objects.filter(title__endswith="counted").drifted()
+        assert drifted_courses.count() == 2
+        drifts = drifted_courses.order_by("drift").values_list("drift", flat=True)
+        assert list(drifts) == [-2, 8]
+        assert drifted_courses.filter(drift__gt=0).get() == courses[1]
+        assert drifted_courses.exclude(pk=courses[1].pk).get() == courses[2]
+        assert list(drifted_courses.order_by("pk").reverse()[:1]) == [courses[2]]
+        assert drifted_courses.with_drift().with_true_count().drifted().count() == 2
+
+    def test_annotations_of_the_caller_are_kept(self, courses: list[Course]) -> None:
+        set_stored_count(courses[1], 9)
+        drifted_courses = Course.objects.annotate(one=Value(1)).drifted()
+        assert drifted_courses.values_list("one", flat=True).get() == 1
+
+    def test_filters_can_compare_the_true_count(self, courses: list[Course]) -> None:
+        set_stored_count(courses[1], 9)
+        correct_courses = Course.objects.with_true_count().filter(true_count=F("total_enrollments"))
+        assert correct_courses.count() == 3
+
+    def test_joins_do_not_multiply_the_true_count(self, courses: list[Course]) -> None:
+        joined = Course.objects.with_true_count().annotate(rows=Count("enrollments"))
+        counts = {(course.true_count, course.rows) for course in joined}
+        assert counts == {(0, 0), (1, 1), (2, 2), (3, 4)}
+
+    def test_annotations_with_the_same_names_are_replaced(self, courses: list[Course]) -> None:
+        set_stored_count(courses[1], 9)
+        for annotated in (
+            Course.objects.annotate(true_count=F("total_enrollments")),
+            Course.objects.annotate(true_count=Value(0), drift=Value(0)),
+        ):
+            assert annotated.drifted().get().drift == 8

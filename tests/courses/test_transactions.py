@@ -1,14 +1,15 @@
-"""Conflicts and lost connections, made for real, and what the services make of them."""
+"""retry_transaction(), with real conflicts and lost connections, in the services that use it."""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+from django.contrib.auth.models import User
 from django.db import IntegrityError, OperationalError, connection, transaction
 from django.db.models import F
-from django.db.models.signals import post_save
 
 from courses import transactions
 from courses.counts.drift import rebuild
@@ -25,357 +26,411 @@ from enrollments.services import (
     unenroll,
     unenroll_many,
 )
-from tests.conftest import drifts
+from tests.support.counts import drift_by_title
+from tests.support.enrollments import MakeCourse, MakeStudents
+from tests.support.locks import forced_deadlock, locked_past_the_timeout
 from tests.support.proxy import TCPProxy
-from tests.support.threads import ConcurrentThread, deadlocks
+from tests.support.threads import ConcurrentThread
 
-Make = Callable[..., Any]
 pytestmark = pytest.mark.django_db(transaction=True)
 
+RETRY_LOGGER = "courses.transactions"
 
-def lock(course: Course) -> None:
-    Course.objects.select_for_update().get(pk=course.pk)
+
+@pytest.fixture(autouse=True)
+def check_counts_afterwards() -> Iterator[None]:
+    yield
+    assert drift_by_title() == {}
 
 
 @pytest.fixture
-def impatient() -> Iterator[None]:
-    """A connection that waits for a lock for a second at most."""
-    setting = {
+def short_lock_timeout() -> Iterator[None]:
+    """Make the test's own connection wait for a lock for a second at most."""
+    statement = {
         "mysql": "SET SESSION innodb_lock_wait_timeout = 1",
         "sqlite": "PRAGMA busy_timeout = 100",
     }
     with connection.cursor() as cursor:
-        cursor.execute(setting[connection.vendor])
+        cursor.execute(statement[connection.vendor])
     yield
     connection.close()
 
 
-def hold(course: Course, seconds: float) -> None:
-    with transaction.atomic():
-        lock(course)
-        time.sleep(seconds)
+def deadlock_error() -> OperationalError:
+    return OperationalError(1213, "Deadlock found")
 
 
-def test_a_lock_that_is_held_too_long_is_tried_again(
-    course: Course, student: Any, impatient: None, caplog: pytest.LogCaptureFixture
-) -> None:
-    rival = ConcurrentThread(lambda: hold(course, 1.6 if connection.vendor == "mysql" else 0.5))
-    rival.start()
-    time.sleep(0.2)
-    with caplog.at_level("INFO", "courses.transactions"):
-        assert enroll(student=student, course=course)[1] is True
-    rival.finish()
-    assert "trying again" in caplog.text
-    assert drifts() == {}
+class TestRetries:
+    def test_enroll_is_retried_after_a_lock_timeout(
+        self,
+        course: Course,
+        student: User,
+        short_lock_timeout: None,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        with (
+            caplog.at_level("INFO", RETRY_LOGGER),
+            locked_past_the_timeout(course),
+        ):
+            assert enroll(student=student, course=course)[1] is True
+        assert caplog.messages[0].startswith("Attempt 1 failed, retrying: ")
 
-
-def test_inside_a_callers_transaction_the_error_rises_at_once(
-    course: Course, student: Any, impatient: None, caplog: pytest.LogCaptureFixture
-) -> None:
-    if connection.vendor == "sqlite":
-        # The caller's own BEGIN IMMEDIATE waits here, so there is nothing left to fail later.
-        attempts = []
-        with pytest.raises(OperationalError, match="locked"), transaction.atomic():
-            retry_transaction()(lambda: attempts.append(1) or _raise("database is locked"))()
-        assert attempts == [1]
-        return
-    rival = ConcurrentThread(lambda: hold(course, 1.6))
-    rival.start()
-    time.sleep(0.2)
-    with (
-        caplog.at_level("INFO", "courses.transactions"),
-        pytest.raises(OperationalError, match="Lock wait timeout"),
-        transaction.atomic(),
-    ):
-        enroll(student=student, course=course)
-    rival.finish()
-    assert "trying again" not in caplog.text
-    assert not Enrollment.objects.exists()
-    assert drifts() == {}
-
-
-def _raise(*args: Any) -> None:
-    raise OperationalError(*args)
-
-
-@pytest.mark.mariadb
-def test_without_autocommit_the_transaction_is_the_callers(course: Course, student: Any) -> None:
-    attempts = []
-    transaction.set_autocommit(False)
-    try:
-        enroll(student=student, course=course)
-        with pytest.raises(OperationalError):
-            retry_transaction()(lambda: attempts.append(1) or _raise(1213, "Deadlock found"))()
-        transaction.rollback()
-    finally:
-        transaction.set_autocommit(True)
-    assert attempts == [1]
-    assert not Enrollment.objects.exists()
-    assert drifts() == {}
-
-
-def test_attempts_are_bounded_and_the_last_error_rises(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transactions, "ATTEMPTS", 5)
-    attempts = []
-    with pytest.raises(OperationalError, match="1213"):
-        retry_transaction()(lambda: attempts.append(1) or _raise(1213, "Deadlock found"))()
-    assert len(attempts) == 5
-
-
-def test_time_is_bounded_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transactions, "GIVE_UP_AFTER", 0.3)
-    started = time.monotonic()
-    with pytest.raises(OperationalError, match="1213"):
-        retry_transaction()(lambda: _raise(1213, "Deadlock found"))()
-    assert time.monotonic() - started < 2
-
-
-def test_other_errors_are_not_tried_again(course: Course) -> None:
-    attempts = []
-
-    def wrong() -> None:
-        attempts.append(1)
-        Course.objects.create(title="Again", slug=course.slug)
-
-    with pytest.raises(Exception, match=r"slug|UNIQUE"):
-        retry_transaction()(wrong)()
-    assert attempts == [1]
-
-
-@pytest.mark.mariadb
-def test_the_victim_of_a_deadlock_is_tried_again(make_course: Make, student: Any) -> None:
-    """Somebody outside locks two courses against the order of their keys."""
-    first, second = make_course(), make_course()
-    enroll(student=student, course=first)
-    before = deadlocks()
-
-    def against_the_order() -> None:
-        with transaction.atomic():
-            lock(second)
-            # What has written more is not the victim.
-            Course.objects.bulk_create([Course(title=f"C{n}", slug=f"c{n}") for n in range(50)])
-            time.sleep(0.5)
-            lock(first)
-
-    rival = ConcurrentThread(against_the_order)
-    rival.start()
-    time.sleep(0.2)
-    assert transfer(student=student, source=first, target=second)[1] is True
-    rival.finish()
-    assert deadlocks() == before + 1
-    assert drifts() == {}
-
-
-@pytest.mark.mariadb
-def test_a_connection_that_is_killed_in_mid_transaction_is_made_anew(
-    course: Course, make_students: Make
-) -> None:
-    students = make_students(2)
-    killed = []
-
-    @retry_transaction()
-    def enrol_both() -> None:
+    @pytest.mark.parametrize(
+        ("call", "result"),
+        [
+            pytest.param(
+                lambda students, course: set_status(
+                    student=students[0], course=course, status="completed"
+                ),
+                True,
+                id="set_status",
+            ),
+            pytest.param(
+                lambda students, course: unenroll(student=students[0], course=course),
+                True,
+                id="unenroll",
+            ),
+            pytest.param(
+                lambda students, course: enroll_many(course=course, students=students),
+                BulkResult(created=1, unchanged=1),
+                id="enroll_many",
+            ),
+        ],
+    )
+    def test_other_services_are_retried_after_a_lock_timeout(
+        self,
+        course: Course,
+        make_students: MakeStudents,
+        short_lock_timeout: None,
+        call: Callable[[list[User], Course], Any],
+        result: Any,
+    ) -> None:
+        students = make_students(2)
         enroll(student=students[0], course=course)
-        if not killed:
-            with connection.cursor() as cursor:
-                cursor.execute("SELECT CONNECTION_ID()")
-                killed.append(cursor.fetchone()[0])
-            ConcurrentThread(
-                lambda: connection.cursor().execute(f"KILL {killed[0]}")
-            ).start_and_finish()
-        enroll(student=students[1], course=course)
+        with locked_past_the_timeout(course):
+            assert call(students, course) == result
 
-    enrol_both()
-    assert killed
-    assert Enrollment.objects.count() == 2
-    assert drifts() == {}
+    @pytest.mark.mariadb
+    def test_the_victim_of_a_deadlock_is_retried(
+        self, make_course: MakeCourse, student: User
+    ) -> None:
+        source, target = make_course(), make_course()
+        enroll(student=student, course=source)
+        with forced_deadlock(source, target):
+            assert transfer(student=student, source=source, target=target)[1] is True
+
+    def test_the_last_error_is_raised_after_max_attempts(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(transactions, "MAX_ATTEMPTS", 5)
+        function = Mock(side_effect=deadlock_error())
+        with pytest.raises(OperationalError, match="1213"):
+            retry_transaction()(function)()
+        assert function.call_count == 5
+
+    def test_the_last_error_is_raised_after_the_time_limit(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(transactions, "RETRY_TIME_LIMIT", 0.3)
+        function = Mock(side_effect=deadlock_error())
+        start = time.monotonic()
+        with pytest.raises(OperationalError, match="1213"):
+            retry_transaction()(function)()
+        assert time.monotonic() - start < 2
+
+    def test_other_errors_are_not_retried(self, course: Course) -> None:
+        function = Mock(side_effect=lambda: Course.objects.create(title="Same", slug=course.slug))
+        with pytest.raises(IntegrityError):
+            retry_transaction()(function)()
+        assert function.call_count == 1
+
+
+class TestOuterTransaction:
+    """Only whoever began the transaction can repeat it."""
+
+    def test_an_error_is_raised_at_once(self) -> None:
+        function = Mock(side_effect=deadlock_error())
+        with pytest.raises(OperationalError, match="1213"), transaction.atomic():
+            retry_transaction()(function)()
+        assert function.call_count == 1
+
+    @pytest.mark.mariadb
+    def test_a_lock_timeout_is_raised_at_once(
+        self,
+        course: Course,
+        student: User,
+        short_lock_timeout: None,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        with (
+            caplog.at_level("INFO", RETRY_LOGGER),
+            locked_past_the_timeout(course),
+            pytest.raises(OperationalError, match="Lock wait timeout"),
+            transaction.atomic(),
+        ):
+            enroll(student=student, course=course)
+        assert caplog.messages == []
+        assert not Enrollment.objects.exists()
+
+    @pytest.mark.mariadb
+    def test_the_transaction_is_the_callers_without_autocommit(
+        self, course: Course, student: User
+    ) -> None:
+        function = Mock(side_effect=deadlock_error())
+        transaction.set_autocommit(False)
+        try:
+            enroll(student=student, course=course)
+            with pytest.raises(OperationalError):
+                retry_transaction()(function)()
+            transaction.rollback()
+        finally:
+            transaction.set_autocommit(True)
+        assert function.call_count == 1
+        assert not Enrollment.objects.exists()
+
+
+class TestOnCommitCallbacks:
+    def test_an_error_of_a_callback_is_raised_and_not_retried(
+        self, course: Course, student: User
+    ) -> None:
+        send_mail = Mock()
+
+        @retry_transaction()
+        def enroll_and_send_mail() -> None:
+            transaction.on_commit(send_mail)
+            transaction.on_commit(Mock(side_effect=deadlock_error()))
+            enroll(student=student, course=course)
+
+        with pytest.raises(OperationalError, match="1213"):
+            enroll_and_send_mail()
+        assert send_mail.call_count == 1
+        assert Enrollment.objects.count() == 1
+
+    @pytest.mark.mariadb
+    @pytest.mark.parametrize(
+        "executes_commit", [False, True], ids=["COMMIT lost", "answer to COMMIT lost"]
+    )
+    def test_callbacks_run_once_if_the_connection_is_lost_at_commit(
+        self, course: Course, student: User, database_proxy: TCPProxy, executes_commit: bool
+    ) -> None:
+        send_mail = Mock()
+
+        @retry_transaction(is_own_result=lambda earlier, latest: not latest)
+        def enroll_and_send_mail() -> bool:
+            _, changed = enroll(student=student, course=course)
+            if changed:
+                transaction.on_commit(send_mail)
+            return changed
+
+        database_proxy.drop_once(b"COMMIT", executes_query=executes_commit)
+        assert enroll_and_send_mail() is True
+        assert database_proxy.dropped == 1
+        assert send_mail.call_count == 1
 
 
 @pytest.mark.mariadb
-@pytest.mark.parametrize("done", [False, True], ids=["before COMMIT", "after COMMIT"])
-@pytest.mark.parametrize(
-    ("enrolled", "call", "answer", "again"),
-    [
-        (0, lambda s, c, o: enroll(student=s[0], course=c)[1], True, False),
-        (1, lambda s, c, o: unenroll(student=s[0], course=c), True, False),
-        (
-            1,
-            lambda s, c, o: set_status(student=s[0], course=c, status="completed"),
-            True,
-            False,
-        ),
-        (1, lambda s, c, o: transfer(student=s[0], source=c, target=o)[1], True, False),
-        (
-            1,
-            lambda s, c, o: enroll_many(course=c, students=s),
-            BulkResult(created=2, unchanged=1),
-            BulkResult(unchanged=3),
-        ),
-        (
-            2,
-            lambda s, c, o: unenroll_many(course=c, students=s),
-            BulkResult(withdrawn=2, unchanged=1),
-            BulkResult(unchanged=3),
-        ),
-        (1, lambda s, c, o: erase_student(student=s[0]), 1, 0),
-        (2, lambda s, c, o: damage_and_rebuild(c), [5], [5]),
-    ],
-)
-def test_a_connection_lost_at_commit_changes_neither_rows_nor_answer(
-    make_course: Make,
-    make_students: Make,
-    wire: TCPProxy,
-    done: bool,
-    enrolled: int,
-    call: Make,
-    answer: Any,
-    again: Any,
-) -> None:
-    course, other = make_course(), make_course()
-    students = make_students(3)
-    enroll_many(course=course, students=students[:enrolled])
-    wire.cut_once(b"COMMIT", after_the_server_did_it=done)
-    # It did what it says, even where it was an attempt before the last that did it.
-    assert call(students, course, other) == answer
-    assert wire.cuts == 1
-    assert drifts() == {}
-    assert call(students, course, other) == again
+class TestLostConnection:
+    @pytest.mark.parametrize("query", [b"autocommit", b"UPDATE", b"INSERT"])
+    @pytest.mark.parametrize(
+        "executes_query", [False, True], ids=["before the query", "after the query"]
+    )
+    def test_enroll_reconnects_after_losing_the_connection_at_any_query(
+        self,
+        course: Course,
+        student: User,
+        database_proxy: TCPProxy,
+        query: bytes,
+        executes_query: bool,
+    ) -> None:
+        connection.ensure_connection()
+        database_proxy.drop_once(query, executes_query=executes_query)
+        assert enroll(student=student, course=course)[1] is True
+        assert database_proxy.dropped == 1
+        assert Enrollment.objects.count() == 1
+
+    def test_a_killed_connection_repeats_the_whole_transaction(
+        self, course: Course, make_students: MakeStudents
+    ) -> None:
+        first, second = make_students(2)
+        killed_connections: list[int] = []
+
+        @retry_transaction()
+        def enroll_both() -> None:
+            enroll(student=first, course=course)
+            if not killed_connections:
+                killed_connections.append(kill_own_connection())
+            enroll(student=second, course=course)
+
+        enroll_both()
+        assert len(killed_connections) == 1
+        assert Enrollment.objects.count() == 2
+
+    def test_a_connection_that_died_before_the_call_is_replaced(
+        self, course: Course, student: User, database_proxy: TCPProxy
+    ) -> None:
+        with suppress(OperationalError), transaction.atomic():
+            Course.objects.filter(pk=course.pk).update(title="New")
+            database_proxy.drop_once(b"autocommit", executes_query=False)
+        # Leaving the block lost the connection.
+        assert database_proxy.dropped == 1
+        assert enroll(student=student, course=course)[1] is True
+
+
+def kill_own_connection() -> int:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT CONNECTION_ID()")
+        (connection_id,) = cursor.fetchone()
+    ConcurrentThread(
+        lambda: connection.cursor().execute(f"KILL {connection_id}")
+    ).start_and_finish()
+    return connection_id
 
 
 def damage_and_rebuild(course: Course) -> list[int]:
+    """Return the drift of the corrected courses."""
     Course.objects.filter(pk=course.pk).update(total_enrollments=F("total_enrollments") + 5)
-    return [found.drift for found in rebuild()]
+    return [drifted_course.drift for drifted_course in rebuild()]
 
 
 @pytest.mark.mariadb
-def test_a_row_taken_up_at_a_lost_commit_is_told_as_taken_up(
-    course: Course, student: Any, wire: TCPProxy
-) -> None:
-    enroll(student=student, course=course)
-    unenroll(student=student, course=course)
-    wire.cut_once(b"COMMIT", after_the_server_did_it=True)
-    assert enroll(student=student, course=course)[1] is True
-    assert wire.cuts == 1
-    assert drifts() == {}
+class TestLostCommit:
+    """The connection is lost at COMMIT, so the client cannot know whether it was executed."""
 
+    @pytest.mark.parametrize(
+        "executes_commit", [False, True], ids=["COMMIT lost", "answer to COMMIT lost"]
+    )
+    @pytest.mark.parametrize(
+        ("number_enrolled", "call", "result", "repeated_result"),
+        [
+            pytest.param(
+                0,
+                lambda students, course, _: enroll(student=students[0], course=course)[1],
+                True,
+                False,
+                id="enroll",
+            ),
+            pytest.param(
+                1,
+                lambda students, course, _: unenroll(student=students[0], course=course),
+                True,
+                False,
+                id="unenroll",
+            ),
+            pytest.param(
+                1,
+                lambda students, course, _: set_status(
+                    student=students[0], course=course, status="completed"
+                ),
+                True,
+                False,
+                id="set_status",
+            ),
+            pytest.param(
+                1,
+                lambda students, course, target: transfer(
+                    student=students[0], source=course, target=target
+                )[1],
+                True,
+                False,
+                id="transfer",
+            ),
+            pytest.param(
+                1,
+                lambda students, course, _: enroll_many(course=course, students=students),
+                BulkResult(created=2, unchanged=1),
+                BulkResult(unchanged=3),
+                id="enroll_many",
+            ),
+            pytest.param(
+                2,
+                lambda students, course, _: unenroll_many(course=course, students=students),
+                BulkResult(withdrawn=2, unchanged=1),
+                BulkResult(unchanged=3),
+                id="unenroll_many",
+            ),
+            pytest.param(
+                1,
+                lambda students, course, _: erase_student(student=students[0]),
+                1,
+                0,
+                id="erase_student",
+            ),
+            pytest.param(
+                2,
+                lambda students, course, _: damage_and_rebuild(course),
+                [5],
+                [5],
+                id="rebuild",
+            ),
+        ],
+    )
+    def test_the_call_returns_what_its_committed_attempt_did(
+        self,
+        make_course: MakeCourse,
+        make_students: MakeStudents,
+        database_proxy: TCPProxy,
+        executes_commit: bool,
+        number_enrolled: int,
+        call: Callable[[list[User], Course, Course], Any],
+        result: Any,
+        repeated_result: Any,
+    ) -> None:
+        course, target = make_course(), make_course()
+        students = make_students(3)
+        enroll_many(course=course, students=students[:number_enrolled])
+        database_proxy.drop_once(b"COMMIT", executes_query=executes_commit)
+        assert call(students, course, target) == result
+        assert database_proxy.dropped == 1
+        assert drift_by_title() == {}
+        assert call(students, course, target) == repeated_result
 
-@pytest.mark.mariadb
-@pytest.mark.parametrize("statement", [b"autocommit", b"UPDATE", b"INSERT"])
-@pytest.mark.parametrize("done", [False, True], ids=["not done", "done"])
-def test_a_connection_lost_at_any_statement_is_made_anew(
-    course: Course, student: Any, wire: TCPProxy, statement: bytes, done: bool
-) -> None:
-    connection.ensure_connection()
-    wire.cut_once(statement, after_the_server_did_it=done)
-    assert enroll(student=student, course=course)[1] is True
-    assert wire.cuts == 1
-    assert Enrollment.objects.count() == 1
-    assert drifts() == {}
-
-
-def test_the_other_services_answer_again_after_a_conflict(
-    course: Course, make_students: Make, impatient: None
-) -> None:
-    students = make_students(3)
-    enroll_many(course=course, students=students)
-    for call in (
-        lambda: set_status(student=students[0], course=course, status="completed"),
-        lambda: unenroll(student=students[1], course=course),
-        lambda: enroll_many(course=course, students=students).reenrolled == 1,
-    ):
-        rival = ConcurrentThread(lambda: hold(course, 1.3 if connection.vendor == "mysql" else 0.4))
-        rival.start()
-        time.sleep(0.2)
-        assert call() is True
-        rival.finish()
-    assert drifts() == {}
-
-
-@pytest.mark.mariadb
-@pytest.mark.parametrize(
-    ("enrolled", "call", "answers"),
-    [
-        (False, lambda s, c: enroll(student=s, course=c)[1], [False, True]),
-        (True, lambda s, c: unenroll(student=s, course=c), [False, True]),
-    ],
-    ids=["enroll", "unenroll"],
-)
-def test_what_somebody_else_did_meanwhile_is_theirs(
-    course: Course,
-    student: Any,
-    wire: TCPProxy,
-    monkeypatch: pytest.MonkeyPatch,
-    enrolled: bool,
-    call: Make,
-    answers: list[bool],
-) -> None:
-    if enrolled:
+    def test_a_committed_reenrollment_returns_changed_true(
+        self, course: Course, student: User, database_proxy: TCPProxy
+    ) -> None:
         enroll(student=student, course=course)
-    theirs = []
-    prepare = transactions._prepare_next_attempt
+        unenroll(student=student, course=course)
+        database_proxy.drop_once(b"COMMIT", executes_query=True)
+        assert enroll(student=student, course=course)[1] is True
+        assert database_proxy.dropped == 1
 
-    def somebody_else_first(state: Any) -> None:
-        if not theirs:
-            theirs.append(None)
-            theirs[0] = ConcurrentThread(lambda: call(student, course)).start_and_finish()
-        prepare(state)
+    @pytest.mark.parametrize(
+        ("is_enrolled", "call"),
+        [
+            pytest.param(
+                False,
+                lambda student, course: enroll(student=student, course=course)[1],
+                id="enroll",
+            ),
+            pytest.param(
+                True,
+                lambda student, course: unenroll(student=student, course=course),
+                id="unenroll",
+            ),
+        ],
+    )
+    def test_a_change_by_another_call_between_two_attempts_is_not_claimed(
+        self,
+        course: Course,
+        student: User,
+        database_proxy: TCPProxy,
+        monkeypatch: pytest.MonkeyPatch,
+        is_enrolled: bool,
+        call: Callable[[User, Course], bool],
+    ) -> None:
+        if is_enrolled:
+            enroll(student=student, course=course)
+        results_of_other_call: list[bool] = []
+        prepare_next_attempt = transactions._prepare_next_attempt
 
-    monkeypatch.setattr(transactions, "_prepare_next_attempt", somebody_else_first)
-    wire.cut_once(b"COMMIT", after_the_server_did_it=False)
-    assert [call(student, course), *theirs] == answers
-    assert drifts() == {}
+        def run_other_call_first(retry_state: Any) -> None:
+            if not results_of_other_call:
+                # The other call reads the patched attribute, too.
+                monkeypatch.setattr(transactions, "_prepare_next_attempt", prepare_next_attempt)
+                thread = ConcurrentThread(lambda: call(student, course))
+                results_of_other_call.append(thread.start_and_finish())
+            prepare_next_attempt(retry_state)
 
-
-@pytest.mark.mariadb
-def test_a_connection_that_died_outside_of_us_is_made_anew(
-    course: Course, student: Any, wire: TCPProxy
-) -> None:
-    def somebody_elses() -> None:
-        with transaction.atomic():
-            Course.objects.filter(pk=course.pk).update(title="New")
-            wire.cut_once(b"autocommit", after_the_server_did_it=False)
-
-    with suppress(OperationalError):
-        somebody_elses()
-    assert wire.cuts == 1
-    assert enroll(student=student, course=course)[1] is True
-    assert drifts() == {}
-
-
-def test_what_fails_after_the_commit_is_not_done_again(course: Course, student: Any) -> None:
-    sent = []
-
-    @retry_transaction()
-    def enrol_and_tell() -> bool:
-        transaction.on_commit(lambda: sent.append("mail"))
-        transaction.on_commit(lambda: _raise(1213, "Deadlock found"))
-        return enroll(student=student, course=course)[1]
-
-    with pytest.raises(OperationalError, match="1213"):
-        enrol_and_tell()
-    assert sent == ["mail"]
-    assert Enrollment.objects.count() == 1
-    assert drifts() == {}
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda s, c: enroll(student=s, course=c),
-        lambda s, c: enroll_many(course=c, students=[s]),  # inserted after the lock
-    ],
-)
-def test_an_error_of_a_signal_receiver_is_no_duplicate(
-    course: Course, student: Any, call: Callable[[Any, Course], object]
-) -> None:
-    def receive(**kwargs: Any) -> None:
-        raise IntegrityError(1062, "Duplicate entry of the receiver")
-
-    post_save.connect(receive, sender=Enrollment)
-    try:
-        with pytest.raises(IntegrityError, match="of the receiver"):
-            call(student, course)
-    finally:
-        post_save.disconnect(receive, sender=Enrollment)
-    assert not Enrollment.objects.exists()
-    assert drifts() == {}
+        monkeypatch.setattr(transactions, "_prepare_next_attempt", run_other_call_first)
+        database_proxy.drop_once(b"COMMIT", executes_query=False)
+        assert call(student, course) is False
+        assert results_of_other_call == [True]

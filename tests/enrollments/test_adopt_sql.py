@@ -1,8 +1,8 @@
-"""The way from an older system's tables, on a database that has nothing else."""
+"""enrollments/sql/adopt.sql, run by MariaDB's own client on the tables of an older system."""
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from django.db import connection, transaction
 from courses.models import Course
 from enrollments.models import Enrollment
 from enrollments.services import enroll, unenroll
-from tests.conftest import drifts
-from tests.support.commands import PROJECT, manage, mariadb, unmigrated_database
+from tests.support.commands import PROJECT, manage, mariadb_client, unmigrated_database
+from tests.support.counts import drift_by_title
+from tests.support.enrollments import MakeStudents
 from tests.support.processes import run_in_processes
 from tests.support.threads import ConcurrentThread, wait_for_lock_waits
 
@@ -21,7 +22,7 @@ pytestmark = [pytest.mark.mariadb, pytest.mark.django_db(transaction=True)]
 
 SCRIPT = (PROJECT / "enrollments" / "sql" / "adopt.sql").read_text()
 
-OLD = """
+OLD_TABLES = """
 INSERT INTO auth_user (id, username, password, first_name, last_name, email,
     is_staff, is_active, is_superuser, date_joined)
 SELECT seq, CONCAT('student', seq), '!', '', '', '', 0, 1, 0, '2019-01-01' FROM seq_1_to_9;
@@ -30,7 +31,7 @@ CREATE TABLE core_course (
 );
 INSERT INTO core_course VALUES
     (1, 'Advanced Law', NULL), (2, 'Ärztliche Ethik', -4), (3, '   ', 7),
-    (4, REPEAT('x', 250), 2), (5, '???', 99), (6, 'Nobody', 3);
+    (4, REPEAT('x', 250), 2), (5, '???', 99), (6, 'Empty', 3);
 CREATE TABLE core_enrollments (
     id INT AUTO_INCREMENT PRIMARY KEY, student_id INT, course_id INT, status VARCHAR(20),
     is_active BOOLEAN, created_at DATETIME NULL, KEY (course_id)
@@ -45,197 +46,263 @@ INSERT INTO core_enrollments (student_id, course_id, status, is_active, created_
     (1, 3, 'active', 1, '2020-01-01'),
     (5, 4, ' enrolled ', 1, '2020-01-01'), (6, 5, NULL, 1, '2020-01-01');
 """
-ROWS = (
-    "SELECT course_id, student_id, status, DATE(enrollment_date), DATE(withdrawal_date) "
-    "FROM enrollments_enrollment ORDER BY 1, 2"
-)
-COURSES = "SELECT id, slug, CHAR_LENGTH(title), total_enrollments FROM courses_course ORDER BY id"
+
+# Columns of the script's last result.
+TOTALS = ["old_courses", "adopted_courses", "old_rows", "reported", "adopted_rows"]
+
+
+class OldDatabase:
+    """An older system's database, into which the project has been migrated."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.name = url.rsplit("/", 1)[-1]
+
+    def query(self, sql: str) -> list[list[str]]:
+        """Run SQL statements. Return the lines of their output without the first header."""
+        return run_sql(self.name, sql)[1:]
+
+    def adopt(self, script: str = SCRIPT) -> tuple[dict[tuple[str, str], int], dict[str, int]]:
+        """Run the script. Return the reported numbers by kind and reason, and the totals."""
+        _, *reasons, header, totals = run_sql(self.name, script)
+        assert header == TOTALS
+        return (
+            {(kind, reason): int(number) for kind, reason, number, _ in reasons},
+            dict(zip(header, map(int, totals), strict=True)),
+        )
+
+    def courses(self) -> list[list[str]]:
+        """Return id, slug, length of the title and stored count of all courses."""
+        return self.query(
+            "SELECT id, slug, CHAR_LENGTH(title), total_enrollments FROM courses_course ORDER BY id"
+        )
+
+    def enrollments(self) -> list[list[str]]:
+        """Return course, student, status and both dates of all rows."""
+        return self.query(
+            "SELECT course_id, student_id, status, DATE(enrollment_date), DATE(withdrawal_date) "
+            "FROM enrollments_enrollment ORDER BY 1, 2"
+        )
+
+    def drifted_courses(self) -> list[dict[str, Any]]:
+        process = manage("rebuild_counts", "--check", "--json", env={"DATABASE_URL": self.url})
+        drifted_courses = [json.loads(line) for line in process.stdout.splitlines()]
+        assert process.returncode == (1 if drifted_courses else 0), process.stderr
+        return drifted_courses
+
+
+def run_sql(database: str, sql: str) -> list[list[str]]:
+    process = mariadb_client(sql, database=database)
+    assert (process.returncode, process.stderr) == (0, "")
+    return [line.split("\t") for line in process.stdout.splitlines()]
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[str]:
-    """The URL of an older system's database, into which the project has migrated."""
+def database(tmp_path: Path) -> Iterator[OldDatabase]:
     with unmigrated_database(tmp_path) as url:
+        database = OldDatabase(url)
         env = {"DATABASE_URL": url}
         assert manage("migrate", "auth", env=env).returncode == 0
-        sql(url, OLD)
+        database.query(OLD_TABLES)
         assert manage("migrate", env=env).returncode == 0
-        yield url
+        yield database
 
 
-def sql(url: str, script: str) -> list[list[str]]:
-    done = mariadb(script, database=url.rsplit("/", 1)[-1])
-    assert (done.returncode, done.stderr) == (0, "")
-    return [line.split("\t") for line in done.stdout.splitlines()]
+class TestAdoption:
+    def test_adopts_valid_rows_with_correct_counts_and_reports_the_others(
+        self, database: OldDatabase
+    ) -> None:
+        reasons, totals = database.adopt()
+        ((today,),) = database.query("SELECT UTC_DATE()")
+        assert database.courses() == [
+            ["1", "advanced-law-1", "12", "2"],
+            ["2", "rztliche-ethik-2", "15", "2"],
+            ["4", f"{'x' * 150}-4", "200", "1"],
+            ["5", "course-5", "3", "0"],
+            ["6", "empty-6", "5", "0"],
+        ]
+        assert database.enrollments() == [
+            ["1", "1", "active", "2020-01-01", "NULL"],
+            ["1", "2", "completed", "2020-01-02", "NULL"],
+            ["1", "3", "withdrawn", "2020-01-03", "2020-01-03"],
+            ["2", "1", "active", "2020-02-01", "NULL"],
+            ["2", "2", "active", today, "NULL"],
+            ["4", "5", "active", "2020-01-01", "NULL"],
+        ]
+        assert database.drifted_courses() == []
+        assert reasons == {
+            ("course", "no title"): 1,
+            ("title", "shortened to 200 characters"): 1,
+            ("date", "missing: set to now, unless a merged row has a date"): 1,
+            ("enrollment", "unknown status"): 2,
+            ("enrollment", "student does not exist"): 2,
+            ("enrollment", "course does not exist or was not adopted"): 3,
+            ("enrollment", "merged with another row of the same student and course"): 2,
+        }
+        assert (totals["old_courses"], totals["adopted_courses"]) == (6, 5)
+        assert totals["old_rows"] == totals["reported"] + totals["adopted_rows"] == 15
 
+    def test_another_course_with_the_same_id_is_unchanged(self, database: OldDatabase) -> None:
+        database.query("INSERT INTO courses_course (id, title, slug) VALUES (2, 'Mine', 'mine')")
+        reasons, _ = database.adopt()
+        assert reasons["course", "another course has this id"] == 1
+        assert ["2", "mine", "4", "0"] in database.courses()
+        assert not [row for row in database.enrollments() if row[0] == "2"]
+        assert database.drifted_courses() == []
 
-def adopt(url: str, script: str = SCRIPT) -> tuple[dict[tuple[str, str], int], list[int]]:
-    """Run the script; return what it reports, and its totals."""
-    *reasons, _, totals = sql(url, script)
-    numbers = {(what, reason): int(number) for what, reason, number, _ in reasons[1:]}
-    return numbers, [int(number) for number in totals]
-
-
-def drift(url: str) -> tuple[int, list[dict[str, Any]]]:
-    done = manage("rebuild_counts", "--check", "--json", env={"DATABASE_URL": url})
-    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def test_an_old_database_is_taken_over_and_its_counts_are_right(database: str) -> None:
-    reported, totals = adopt(database)
-    assert reported == {
-        ("course", "no title"): 1,
-        ("title", "cut to 200 characters"): 1,
-        ("date", "none: taken with the date of the day, unless another row has one"): 1,
-        ("enrollment", "unknown status"): 2,
-        ("enrollment", "no such student"): 2,
-        ("enrollment", "no such course, or it was not taken"): 3,
-        ("enrollment", "one with another row of this student and course"): 2,
-    }
-    old_courses, courses_here, old_rows, refused, rows_here = totals
-    assert (old_courses, courses_here) == (6, 5)
-    assert old_rows == refused + rows_here == 15
-    today = sql(database, "SELECT UTC_DATE() AS today")[1][0]
-    assert sql(database, ROWS)[1:] == [
-        ["1", "1", "active", "2020-01-01", "NULL"],
-        ["1", "2", "completed", "2020-01-02", "NULL"],
-        ["1", "3", "withdrawn", "2020-01-03", "2020-01-03"],
-        ["2", "1", "active", "2020-02-01", "NULL"],
-        ["2", "2", "active", today, "NULL"],
-        ["4", "5", "active", "2020-01-01", "NULL"],
-    ]
-    assert sql(database, COURSES)[1:] == [
-        ["1", "advanced-law-1", "12", "2"],
-        ["2", "rztliche-ethik-2", "15", "2"],
-        ["4", f"{'x' * 150}-4", "200", "1"],
-        ["5", "course-5", "3", "0"],
-        ["6", "nobody-6", "6", "0"],
-    ]
-    assert drift(database) == (0, [])
-
-
-def test_run_again_it_changes_nothing_and_takes_what_came_since(database: str) -> None:
-    before = adopt(database), sql(database, ROWS), sql(database, COURSES)
-    assert (adopt(database), sql(database, ROWS), sql(database, COURSES)) == before
-    sql(
-        database,
-        "INSERT INTO core_enrollments (student_id, course_id, status, created_at) "
-        "VALUES (9, 6, 'active', '2021-01-01'); "
-        "UPDATE enrollments_enrollment SET enrollment_date = '2022-02-02' WHERE student_id = 5;",
-    )
-    adopt(database)
-    rows = sql(database, ROWS)
-    assert ["6", "9", "active", "2021-01-01", "NULL"] in rows
-    assert ["4", "5", "active", "2022-02-02", "NULL"] in rows  # what is there is left alone
-    assert drift(database) == (0, [])
-
-
-def test_another_course_with_the_same_id_is_left_alone(database: str) -> None:
-    sql(database, "INSERT INTO courses_course (id, title, slug) VALUES (2, 'Mine', 'mine')")
-    reported, _ = adopt(database)
-    assert reported[("course", "another course has this id")] == 1
-    assert ["2", "mine", "4", "0"] in sql(database, COURSES)
-    assert not [row for row in sql(database, ROWS) if row[0] == "2"]
-    assert drift(database) == (0, [])
-
-
-def test_other_names_and_a_flag_instead_of_a_status(database: str) -> None:
-    sql(
-        database,
-        "ALTER TABLE core_course DROP total_enrollments, CHANGE title name VARCHAR(300); "
-        "ALTER TABLE core_enrollments DROP status, CHANGE student_id user_id INT;",
-    )
-    begins, ends = SCRIPT.index("    CASE LOWER"), SCRIPT.index("    END AS status")
-    script = SCRIPT[:begins] + "    IF(is_active, 'active', 'withdrawn')" + SCRIPT[ends + 7 :]
-    script = script.replace("    title  -- name", "    name AS title").replace(
-        "    student_id,  -- user_id", "    user_id AS student_id,"
-    )
-    reported, _ = adopt(database, script)
-    assert ("enrollment", "unknown status") not in reported
-    statuses = [row[:3] for row in sql(database, ROWS)[1:]]
-    assert statuses == [
-        ["1", "1", "active"],
-        ["1", "2", "active"],
-        ["1", "3", "withdrawn"],
-        ["1", "4", "active"],
-        ["2", "1", "active"],
-        ["2", "2", "active"],
-        ["4", "5", "active"],
-        ["5", "6", "active"],
-    ]
-    assert drift(database) == (0, [])
-
-
-def test_broken_off_it_leaves_whole_courses_and_the_next_run_completes_it(database: str) -> None:
-    # Between the rows of the fourth course and its counter.
-    condition = "title NOT LIKE 'xxx%' OR total_enrollments = 0"
-    sql(database, f"ALTER TABLE courses_course ADD CONSTRAINT broken CHECK ({condition})")
-    done = mariadb(SCRIPT, database=database.rsplit("/", 1)[1])
-    assert (done.returncode, "broken" in done.stderr) == (1, True)
-    assert len(sql(database, ROWS)[1:]) == 5
-    assert drift(database) == (0, [])
-    sql(database, "ALTER TABLE courses_course DROP CONSTRAINT broken")
-    adopt(database)
-    assert len(sql(database, ROWS)[1:]) == 6
-    assert drift(database) == (0, [])
-
-
-@pytest.fixture
-def many_old_rows(make_students: Callable[..., Any]) -> Iterator[list[int]]:
-    """Students who are all in all eight old courses; here are the courses only, so far."""
-    students = [student.pk for student in make_students(150)]
-    here = connection.settings_dict["NAME"]
-    try:
-        sql(
-            here,
-            "CREATE TABLE core_course (id INT PRIMARY KEY, title VARCHAR(300)); "
-            "INSERT INTO core_course SELECT seq, CONCAT('Old ', seq) FROM seq_1_to_8; "
-            "CREATE TABLE core_enrollments (id INT AUTO_INCREMENT PRIMARY KEY, student_id INT, "
-            "course_id INT, status VARCHAR(20), created_at DATETIME, KEY (course_id));" + SCRIPT,
+    def test_the_views_can_be_adapted_to_other_columns(self, database: OldDatabase) -> None:
+        """The edits are those that the comments beside the columns suggest."""
+        database.query(
+            "ALTER TABLE core_course DROP total_enrollments, CHANGE title name VARCHAR(300); "
+            "ALTER TABLE core_enrollments DROP status, CHANGE student_id user_id INT;"
         )
-        sql(
-            here,
+        case, as_status = SCRIPT.index("    CASE LOWER"), SCRIPT.index(" AS status,  -- NULL")
+        script = SCRIPT[:case] + "    IF(is_active, 'active', 'withdrawn')" + SCRIPT[as_status:]
+        script = script.replace("    title  -- name", "    name AS title")
+        script = script.replace("    student_id,  -- user_id", "    user_id AS student_id,")
+        reasons, _ = database.adopt(script)
+        assert ("enrollment", "unknown status") not in reasons
+        assert [row[:3] for row in database.enrollments()] == [
+            ["1", "1", "active"],
+            ["1", "2", "active"],
+            ["1", "3", "withdrawn"],
+            ["1", "4", "active"],
+            ["2", "1", "active"],
+            ["2", "2", "active"],
+            ["4", "5", "active"],
+            ["5", "6", "active"],
+        ]
+        assert database.drifted_courses() == []
+
+    def test_the_privileges_in_its_header_are_sufficient(self, database: OldDatabase) -> None:
+        user, password = "adopter", "only for the tests"
+        privileges = "CREATE, CREATE VIEW, DROP, SELECT, INSERT, DELETE"
+        with connection.cursor() as cursor:
+            cursor.execute(f"CREATE USER {user} IDENTIFIED BY %s", [password])
+            try:
+                cursor.execute(f"GRANT {privileges} ON `{database.name}`.* TO {user}")
+                cursor.execute(f"GRANT UPDATE ON `{database.name}`.courses_course TO {user}")
+                process = mariadb_client(SCRIPT, user=(user, password), database=database.name)
+            finally:
+                cursor.execute(f"DROP USER {user}")
+        assert (process.returncode, process.stderr) == (0, "")
+        assert len(database.enrollments()) == 6
+
+
+class TestRepeatedRun:
+    def test_changes_nothing(self, database: OldDatabase) -> None:
+        first_run = database.adopt(), database.enrollments(), database.courses()
+        assert (database.adopt(), database.enrollments(), database.courses()) == first_run
+
+    def test_adopts_new_rows_and_keeps_adopted_ones(self, database: OldDatabase) -> None:
+        database.adopt()
+        database.query(
             "INSERT INTO core_enrollments (student_id, course_id, status, created_at) "
-            "SELECT auth_user.id, core_course.id, "
-            "IF(auth_user.id % 3, 'active', 'dropped'), '2020-01-01' FROM auth_user, core_course",
+            "VALUES (9, 6, 'active', '2021-01-01'); "
+            "UPDATE enrollments_enrollment SET enrollment_date = '2022-02-02' WHERE student_id = 5;"
         )
-        yield students
-    finally:
-        sql(here, "DROP TABLE IF EXISTS core_enrollments, core_course, adopt_report")
+        database.adopt()
+        rows = database.enrollments()
+        assert ["6", "9", "active", "2021-01-01", "NULL"] in rows
+        assert ["4", "5", "active", "2022-02-02", "NULL"] in rows
+        assert database.drifted_courses() == []
+
+    def test_completes_a_run_that_failed_between_rows_and_counter(
+        self, database: OldDatabase
+    ) -> None:
+        # The fourth course accepts rows, but no other count than 0.
+        condition = "title NOT LIKE 'xxx%' OR total_enrollments = 0"
+        database.query(f"ALTER TABLE courses_course ADD CONSTRAINT broken CHECK ({condition})")
+        process = mariadb_client(SCRIPT, database=database.name)
+        assert process.returncode == 1
+        assert "broken" in process.stderr
+        assert len(database.enrollments()) == 5
+        assert database.drifted_courses() == []
+        database.query("ALTER TABLE courses_course DROP CONSTRAINT broken")
+        database.adopt()
+        assert len(database.enrollments()) == 6
+        assert database.drifted_courses() == []
 
 
-def enrol_and_leave(students: list[int], seed: int) -> dict[tuple[int, int], str]:
-    """Call services at random; return what rows must be from then on."""
-    rng, rows = random.Random(seed), {}
-    for course in [1, *rng.choices(range(1, 9), k=200)]:
-        student = rng.choice(students)
-        if not rows or rng.random() < 0.6:
-            rows[student, course] = enroll(student=student, course=course)[0].status
-        elif unenroll(student=student, course=course):
-            rows[student, course] = "withdrawn"
-    return rows
+class TestConcurrentWriters:
+    NUMBER_OF_COURSES = 8
+    NUMBER_OF_WRITERS = 3
+
+    @pytest.fixture
+    def students_of_all_old_courses(self, make_students: MakeStudents) -> Iterator[list[int]]:
+        """Adopt eight old courses, then add a row for each student and course."""
+        student_ids = [student.pk for student in make_students(150)]
+        database = connection.settings_dict["NAME"]
+        try:
+            run_sql(
+                database,
+                "CREATE TABLE core_course (id INT PRIMARY KEY, title VARCHAR(300)); "
+                "INSERT INTO core_course SELECT seq, CONCAT('Old ', seq) "
+                f"FROM seq_1_to_{self.NUMBER_OF_COURSES}; "
+                "CREATE TABLE core_enrollments (id INT AUTO_INCREMENT PRIMARY KEY, "
+                "student_id INT, course_id INT, status VARCHAR(20), created_at DATETIME, "
+                f"KEY (course_id));{SCRIPT}",
+            )
+            run_sql(
+                database,
+                "INSERT INTO core_enrollments (student_id, course_id, status, created_at) "
+                "SELECT auth_user.id, core_course.id, "
+                "IF(auth_user.id % 3, 'active', 'dropped'), '2020-01-01' "
+                "FROM auth_user, core_course",
+            )
+            yield student_ids
+        finally:
+            run_sql(database, "DROP TABLE IF EXISTS core_enrollments, core_course, adopt_report")
+
+    def test_counts_are_correct_while_students_enroll(
+        self, students_of_all_old_courses: list[int]
+    ) -> None:
+        student_ids = students_of_all_old_courses
+        # Step 2 is run beforehand: only step 3 competes with the writers for locks.
+        step_1, step_3 = SCRIPT.index("-- 1."), SCRIPT.index("-- 3.")
+        run_sql(connection.settings_dict["NAME"], SCRIPT[:step_3])
+        enrollments_script = SCRIPT[:step_1] + SCRIPT[step_3:]
+        thread = ConcurrentThread(lambda: mariadb_client(enrollments_script))
+
+        def start_script_behind_the_writers() -> None:
+            """Let the writers commit between the start of the script's wait and its lock."""
+            with transaction.atomic():
+                Course.objects.select_for_update().get(pk=1)
+                wait_for_lock_waits(self.NUMBER_OF_WRITERS)
+                thread.start()
+                wait_for_lock_waits(self.NUMBER_OF_WRITERS + 1)
+            process = thread.finish()
+            assert (process.returncode, process.stderr) == (0, "")
+
+        expected_statuses = run_in_processes(
+            enroll_and_unenroll_at_random,
+            [
+                (student_ids[number :: self.NUMBER_OF_WRITERS], number)
+                for number in range(self.NUMBER_OF_WRITERS)
+            ],
+            meanwhile=start_script_behind_the_writers,
+        )
+        assert drift_by_title() == {}
+        statuses = {
+            (student_id, course_id): status
+            for student_id, course_id, status in Enrollment.objects.values_list(
+                "student", "course", "status"
+            )
+        }
+        assert len(statuses) == len(student_ids) * self.NUMBER_OF_COURSES
+        for expected in expected_statuses:
+            assert expected.items() <= statuses.items()
 
 
-def test_counts_are_right_where_students_enrol_meanwhile(many_old_rows: list[int]) -> None:
-    # Of its steps only the enrollments meet the writers here: what is before reads the courses.
-    settings, enrollments = SCRIPT.index("-- 1."), SCRIPT.index("-- 3.")
-    sql(connection.settings_dict["NAME"], SCRIPT[:enrollments])
-    script = ConcurrentThread(lambda: mariadb(SCRIPT[:settings] + SCRIPT[enrollments:]))
-
-    def meanwhile() -> None:
-        with transaction.atomic():
-            Course.objects.select_for_update().get(pk=1)
-            wait_for_lock_waits(3)
-            # The writers come before it: what it could see by now, it may not go by.
-            script.start()
-            wait_for_lock_waits(4)
-        done = script.finish()
-        assert (done.returncode, done.stderr) == (0, "")
-
-    arguments = [(many_old_rows[number::3], number) for number in range(3)]
-    told = run_in_processes(enrol_and_leave, arguments, meanwhile=meanwhile)
-    assert drifts() == {}
-    found = {(row.student_id, row.course_id): row.status for row in Enrollment.objects.all()}
-    assert len(found) == len(many_old_rows) * 8
-    for rows in told:
-        assert {key: found[key] for key in rows} == rows
+def enroll_and_unenroll_at_random(student_ids: list[int], seed: int) -> dict[tuple[int, int], str]:
+    """Return the status of each written row by (student, course)."""
+    rng, statuses = random.Random(seed), {}
+    # All writers begin with course 1, which the test holds locked.
+    for course_id in [1, *rng.choices(range(1, 9), k=200)]:
+        student_id = rng.choice(student_ids)
+        if not statuses or rng.random() < 0.6:
+            enrollment, _ = enroll(student=student_id, course=course_id)
+            statuses[student_id, course_id] = enrollment.status
+        elif unenroll(student=student_id, course=course_id):
+            statuses[student_id, course_id] = "withdrawn"
+    return statuses

@@ -1,9 +1,13 @@
-"""The services inside a caller's transaction that has read already, at both isolation levels."""
+"""Services in a caller's transaction whose snapshot is older than another commit.
+
+Under REPEATABLE READ the caller's plain reads do not see that commit. The services must.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import User
 from django.db import connection, transaction
 
 from courses.models import Course
@@ -20,156 +24,196 @@ from enrollments.services import (
     unenroll,
     unenroll_many,
 )
-from tests.conftest import drifts
+from tests.support.counts import drift_by_title
+from tests.support.enrollments import (
+    MakeCourse,
+    MakeStudents,
+    set_stored_count,
+    stored_count,
+)
 from tests.support.threads import ConcurrentThread
 
-Make = Callable[..., Any]
 pytestmark = [pytest.mark.mariadb, pytest.mark.django_db(transaction=True)]
 
 
 @pytest.fixture(autouse=True, params=["read committed", "repeatable read"])
-def isolation(request: pytest.FixtureRequest) -> Iterator[str]:
+def isolation_level(request: pytest.FixtureRequest) -> Iterator[None]:
     options = connection.settings_dict["OPTIONS"]
     connection.close()
-    before, options["isolation_level"] = options["isolation_level"], request.param
-    yield request.param
+    configured_level, options["isolation_level"] = options["isolation_level"], request.param
+    yield
     connection.close()
-    options["isolation_level"] = before
-    assert drifts() == {}
+    options["isolation_level"] = configured_level
+    assert drift_by_title() == {}
 
 
-def after_reading(meanwhile: Callable[[], Any], then: Callable[[], Any]) -> Any:
-    """Read all in a transaction, let somebody else do something, go on in the transaction."""
+def run_with_stale_snapshot(
+    function: Callable[[], Any], *, after_commit_of: Callable[[], Any]
+) -> Any:
+    """Read all rows in a transaction, let another connection commit, then run the function."""
     with transaction.atomic():
         list(Course.objects.with_drift())
         list(Enrollment.objects.all())
-        ConcurrentThread(meanwhile).start_and_finish()
-        return then()
+        ConcurrentThread(after_commit_of).start_and_finish()
+        return function()
 
 
-def test_enroll_sees_who_was_enrolled_meanwhile(course: Course, student: Any) -> None:
-    arguments = {"student": student.pk, "course": course.pk}
-    _, changed = after_reading(lambda: enroll(**arguments), lambda: enroll(**arguments))
-    assert changed is False
-
-
-def test_unenroll_sees_who_was_enrolled_meanwhile(course: Course, student: Any) -> None:
-    arguments = {"student": student.pk, "course": course.pk}
-    assert after_reading(lambda: enroll(**arguments), lambda: unenroll(**arguments)) is True
-
-
-def test_unenroll_sees_who_left_meanwhile(course: Course, student: Any) -> None:
-    arguments = {"student": student.pk, "course": course.pk}
-    enroll(**arguments)
-    assert after_reading(lambda: unenroll(**arguments), lambda: unenroll(**arguments)) is False
-
-
-def test_enroll_takes_up_who_left_meanwhile(course: Course, student: Any) -> None:
-    arguments = {"student": student.pk, "course": course.pk}
-    enroll(**arguments)
-    assert after_reading(lambda: unenroll(**arguments), lambda: enroll(**arguments))[1] is True
-
-
-def test_a_seat_that_was_taken_meanwhile_is_taken(make_course: Make, make_students: Make) -> None:
-    course = make_course(capacity=1)
-    first, second = make_students(2)
-    with pytest.raises(CourseFull):
-        after_reading(
-            lambda: enroll(student=first, course=course),
-            lambda: enroll(student=second, course=course),
+class TestSingleStudent:
+    def test_enroll_sees_another_enrollment(self, course: Course, student: User) -> None:
+        _, changed = run_with_stale_snapshot(
+            lambda: enroll(student=student, course=course),
+            after_commit_of=lambda: enroll(student=student, course=course),
         )
+        assert changed is False
+
+    def test_enroll_sees_a_withdrawal(self, course: Course, student: User) -> None:
+        enroll(student=student, course=course)
+        _, changed = run_with_stale_snapshot(
+            lambda: enroll(student=student, course=course),
+            after_commit_of=lambda: unenroll(student=student, course=course),
+        )
+        assert changed is True
+
+    def test_enroll_sees_that_the_last_seat_is_taken(
+        self, make_course: MakeCourse, make_students: MakeStudents
+    ) -> None:
+        course = make_course(capacity=1)
+        first, second = make_students(2)
+        with pytest.raises(CourseFull):
+            run_with_stale_snapshot(
+                lambda: enroll(student=second, course=course),
+                after_commit_of=lambda: enroll(student=first, course=course),
+            )
+
+    def test_unenroll_sees_an_enrollment(self, course: Course, student: User) -> None:
+        changed = run_with_stale_snapshot(
+            lambda: unenroll(student=student, course=course),
+            after_commit_of=lambda: enroll(student=student, course=course),
+        )
+        assert changed is True
+
+    def test_unenroll_sees_another_withdrawal(self, course: Course, student: User) -> None:
+        enroll(student=student, course=course)
+        changed = run_with_stale_snapshot(
+            lambda: unenroll(student=student, course=course),
+            after_commit_of=lambda: unenroll(student=student, course=course),
+        )
+        assert changed is False
+
+    def test_set_status_sees_a_withdrawal(self, course: Course, student: User) -> None:
+        enroll(student=student, course=course)
+        changed = run_with_stale_snapshot(
+            lambda: set_status(student=student, course=course, status="completed"),
+            after_commit_of=lambda: set_status(student=student, course=course, status="withdrawn"),
+        )
+        assert changed is True
+        assert Enrollment.objects.get().status == "completed"
+
+    def test_transfer_sees_an_enrollment_in_the_source(
+        self, make_course: MakeCourse, student: User
+    ) -> None:
+        source, target = make_course(), make_course()
+        enrollment, changed = run_with_stale_snapshot(
+            lambda: transfer(student=student, source=source, target=target),
+            after_commit_of=lambda: enroll(student=student, course=source),
+        )
+        assert (enrollment.course, changed) == (target, True)
+
+    def test_erase_student_decrements_by_the_current_status(
+        self, course: Course, student: User
+    ) -> None:
+        enroll(student=student, course=course)
+        erased = run_with_stale_snapshot(
+            lambda: erase_student(student=student),
+            after_commit_of=lambda: unenroll(student=student, course=course),
+        )
+        assert erased == 1
+        assert stored_count(course) == 0
 
 
-def test_set_status_sees_the_status_of_now(course: Course, student: Any) -> None:
-    arguments = {"student": student.pk, "course": course.pk}
-    enroll(**arguments)
-    changed = after_reading(
-        lambda: set_status(**arguments, status="withdrawn"),
-        lambda: set_status(**arguments, status="completed"),
-    )
-    assert changed is True
-    assert Enrollment.objects.get().status == "completed"
+class TestManyStudents:
+    def test_enroll_many_sees_enrollments_and_withdrawals(
+        self, course: Course, make_students: MakeStudents
+    ) -> None:
+        withdrawn, enrolled, enrolled_concurrently, new = make_students(4)
+        enroll_many(course=course, students=[withdrawn, enrolled])
+
+        def unenroll_one_and_enroll_another() -> None:
+            unenroll(student=withdrawn, course=course)
+            enroll(student=enrolled_concurrently, course=course)
+
+        students = [withdrawn, enrolled, enrolled_concurrently, new]
+        result = run_with_stale_snapshot(
+            lambda: enroll_many(course=course, students=students),
+            after_commit_of=unenroll_one_and_enroll_another,
+        )
+        assert result == BulkResult(created=1, reenrolled=1, unchanged=2)
+
+    def test_unenroll_many_sees_a_withdrawal(
+        self, course: Course, make_students: MakeStudents
+    ) -> None:
+        students = make_students(4)
+        enroll_many(course=course, students=students)
+        result = run_with_stale_snapshot(
+            lambda: unenroll_many(course=course, students=students),
+            after_commit_of=lambda: unenroll(student=students[0], course=course),
+        )
+        assert result == BulkResult(withdrawn=3, unchanged=1)
 
 
-def test_transfer_sees_who_was_enrolled_meanwhile(make_course: Make, student: Any) -> None:
-    source, target = make_course(), make_course()
-    row, changed = after_reading(
-        lambda: enroll(student=student, course=source),
-        lambda: transfer(student=student, source=source, target=target),
-    )
-    assert (row.course, changed) == (target, True)
-
-
-def test_bulk_services_see_who_came_and_went_meanwhile(course: Course, make_students: Make) -> None:
-    students = make_students(4)
-    enroll_many(course=course, students=students[:2])
-
-    def meanwhile() -> None:
-        unenroll(student=students[0], course=course)
-        enroll(student=students[2], course=course)
-
-    result = after_reading(meanwhile, lambda: enroll_many(course=course, students=students))
-    assert result == BulkResult(created=1, reenrolled=1, unchanged=2)
-
-    def back() -> None:
-        unenroll(student=students[0], course=course)
-
-    result = after_reading(back, lambda: unenroll_many(course=course, students=students))
-    assert result == BulkResult(withdrawn=3, unchanged=1)
-
-
-def test_erasing_moves_the_counter_by_what_the_row_is_now(course: Course, student: Any) -> None:
-    enroll(student=student, course=course)
-    erased = after_reading(
-        lambda: unenroll(student=student, course=course),
-        lambda: erase_student(student=student),
-    )
-    assert erased == 1
-
-
-def test_a_counter_too_low_is_recounted_to_what_is_there_now(
-    course: Course, make_students: Make
+def test_a_recount_includes_concurrent_enrollments(
+    course: Course, make_students: MakeStudents
 ) -> None:
     students = make_students(3)
     enroll_many(course=course, students=students[:2])
 
-    def meanwhile() -> None:
+    def enroll_and_lower_the_counter() -> None:
         enroll(student=students[2], course=course)
-        Course.objects.update(total_enrollments=0)
+        set_stored_count(course, 0)
 
-    assert after_reading(meanwhile, lambda: unenroll(student=students[0], course=course)) is True
-    assert Course.objects.get().total_enrollments == 2
+    changed = run_with_stale_snapshot(
+        lambda: unenroll(student=students[0], course=course),
+        after_commit_of=enroll_and_lower_the_counter,
+    )
+    assert changed is True
+    assert stored_count(course) == 2
 
 
-def test_the_counter_goes_back_with_the_rows(course: Course, make_students: Make) -> None:
+def test_rows_and_counter_roll_back_together(course: Course, make_students: MakeStudents) -> None:
     first, second = make_students(2)
 
-    class Undo(Exception):
+    class CallerError(Exception):
         pass
 
-    def fails_afterwards() -> None:
+    def enroll_and_fail() -> None:
         enroll(student=second, course=course)
-        raise Undo
+        raise CallerError
 
-    with pytest.raises(Undo):
-        after_reading(lambda: enroll(student=first, course=course), fails_afterwards)
+    with pytest.raises(CallerError):
+        run_with_stale_snapshot(
+            enroll_and_fail, after_commit_of=lambda: enroll(student=first, course=course)
+        )
     assert Enrollment.objects.get().student == first
 
 
-def test_a_hook_after_the_commit_reads_as_its_own_transaction_does(
-    course: Course, make_students: Make
+def test_a_transaction_begun_by_an_on_commit_hook_has_its_own_snapshot(
+    course: Course, make_students: MakeStudents
 ) -> None:
+    """retry_transaction() sets READ COMMITTED for its own transaction only."""
     students = make_students(2)
     enroll_many(course=course, students=students)
-    answers = []
+    results = []
 
-    def hook() -> None:
-        answers.append(
-            after_reading(
-                lambda: unenroll(student=students[0], course=course),
-                lambda: unenroll(student=students[0], course=course),
-            )
+    def unenroll_again_in_a_new_transaction() -> None:
+        changed = run_with_stale_snapshot(
+            lambda: unenroll(student=students[0], course=course),
+            after_commit_of=lambda: unenroll(student=students[0], course=course),
         )
+        results.append(changed)
 
-    retry_transaction()(lambda: transaction.on_commit(hook))()
-    assert answers == [False]
+    @retry_transaction()
+    def add_hook() -> None:
+        transaction.on_commit(unenroll_again_in_a_new_transaction)
+
+    add_hook()
+    assert results == [False]

@@ -9,10 +9,10 @@ from django.test import Client
 
 from courses.models import Course, Subject
 from enrollments.models import Enrollment
-from tests.conftest import drifts
-from tests.support.commands import assert_usage_error, everything, manage
+from tests.support.commands import all_rows, assert_usage_error, manage
+from tests.support.counts import drift_by_title
 
-FEW = ["--students", "60"]
+FEW_STUDENTS = ["--students", "60"]
 
 
 @pytest.fixture
@@ -21,15 +21,15 @@ def debug(settings: Any) -> None:
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # fast
 
 
-def loaded(*arguments: str) -> list[Any]:
-    """What the command loads into this database; undone again."""
+def load_and_roll_back(*arguments: str) -> list[Any]:
+    """Return the courses and enrollments that the command creates."""
     with transaction.atomic():
         call_command("load_demo", *arguments)
         courses = Course.objects.order_by("pk").values_list("title", "capacity")
-        rows = Enrollment.objects.order_by("pk").values_list(
+        enrollments = Enrollment.objects.order_by("pk").values_list(
             "course__title", "student__username", "status"
         )
-        data = [*courses, *rows]
+        data = [*courses, *enrollments]
         transaction.set_rollback(True)
     return data
 
@@ -37,7 +37,7 @@ def loaded(*arguments: str) -> list[Any]:
 @pytest.mark.django_db
 @pytest.mark.usefixtures("debug")
 class TestWithDebug:
-    def test_a_catalog_as_they_are(
+    def test_creates_a_realistic_catalog(
         self, capsys: pytest.CaptureFixture[str], client: Client
     ) -> None:
         call_command("load_demo")
@@ -51,74 +51,71 @@ class TestWithDebug:
         courses = list(Course.objects.order_by("-total_enrollments"))
         counts = [course.total_enrollments for course in courses]
         assert counts[0] > 1_000
-        # Skewed: the first tenth has more than all the others.
+        # The distribution is skewed: the first tenth has more students than all others.
         assert sum(counts[:9]) > sum(counts[9:]) > 0
         full = [course for course in courses if course.total_enrollments == course.capacity]
         assert 5 < len(full) < 45
         assert set(Enrollment.objects.values_list("status", flat=True)) == {
             *Enrollment.Status.values
         }
-        assert drifts() == {}
+        assert drift_by_title() == {}
 
-    def test_the_seed_makes_the_data(self) -> None:
-        first = loaded("--seed", "1", *FEW)
+    def test_same_seed_creates_the_same_data(self) -> None:
+        first = load_and_roll_back("--seed", "1", *FEW_STUDENTS)
         assert len(first) > 200
-        assert loaded(*FEW) == first
-        assert loaded("--seed", "2", *FEW) != first
+        assert load_and_roll_back(*FEW_STUDENTS) == first
+        assert load_and_roll_back("--seed", "2", *FEW_STUDENTS) != first
 
-    def test_is_loaded_once(self) -> None:
-        call_command("load_demo", *FEW)
-        before = everything()
+    def test_second_call_changes_nothing(self) -> None:
+        call_command("load_demo", *FEW_STUDENTS)
+        before = all_rows()
         call_command("load_demo", "--seed", "2")
-        assert everything() == before
+        assert all_rows() == before
 
-    def test_leaves_alone_what_is_there(
+    def test_existing_courses_are_unchanged(
         self, capsys: pytest.CaptureFixture[str], make_course: Callable[..., Course]
     ) -> None:
         make_course()
-        before = everything()
-        call_command("load_demo", *FEW)
-        assert everything() == before
+        before = all_rows()
+        call_command("load_demo", *FEW_STUDENTS)
+        assert all_rows() == before
         assert capsys.readouterr().out == ""
 
-    def test_people_who_are_there_stay_as_they_are(
-        self, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_existing_users_are_unchanged(self, capsys: pytest.CaptureFixture[str]) -> None:
         users = get_user_model().objects
         for name in ("admin", "student0001", "student-adviser"):
             users.create_user(name, password="their own")
         before = list(users.order_by("pk").values())
-        call_command("load_demo", *FEW)
+        call_command("load_demo", *FEW_STUDENTS)
         assert list(users.order_by("pk").values()[:3]) == before
         assert "Sign in" not in capsys.readouterr().out
-        who = set(Enrollment.objects.values_list("student__username", flat=True))
-        assert "student-adviser" not in who
-        assert who <= {f"student{n:04}" for n in range(1, 61)}
+        enrolled = set(Enrollment.objects.values_list("student__username", flat=True))
+        assert "student-adviser" not in enrolled
+        assert enrolled <= {f"student{n:04}" for n in range(1, 61)}
 
     @pytest.mark.parametrize("students", ["1", "7"])
-    def test_few_students_will_do(self, students: str) -> None:
+    def test_few_students_are_enough(self, students: str) -> None:
         call_command("load_demo", "--students", students)
         assert Course.objects.count() == 90
-        assert drifts() == {}
+        assert drift_by_title() == {}
 
     @pytest.mark.parametrize("arguments", [["--students", "0"], ["--students", "x"], ["--seed"]])
-    def test_bad_input(self, arguments: list[str]) -> None:
-        with pytest.raises(CommandError) as refused:
+    def test_invalid_arguments_raise(self, arguments: list[str]) -> None:
+        with pytest.raises(CommandError):
             call_command("load_demo", *arguments)
-        assert refused.value.returncode == 2
-        assert not any(everything().values())
+        assert not any(all_rows().values())
 
 
 @pytest.mark.django_db(transaction=True)
 class TestProcess:
-    def test_is_whole_or_not_there(self, debug: None) -> None:
-        """A subject is in the way of the last one, when all others are made."""
+    def test_conflict_with_existing_data_rolls_back(self) -> None:
+        # The last subject to be created has a name that is taken.
         Subject.objects.create(name="Arts", slug="fine-arts")
-        before = everything()
-        done = manage("load_demo", *FEW, env={"DEBUG": "1"})
-        assert_usage_error(done, "clashes with what is there")
-        assert everything() == before
+        before = all_rows()
+        result = manage("load_demo", *FEW_STUDENTS, env={"DEBUG": "1"})
+        assert_usage_error(result, "conflicts with existing data")
+        assert all_rows() == before
 
-    def test_needs_debug(self) -> None:
-        assert_usage_error(manage("load_demo", env={"DEBUG": "0"}), "set DEBUG=1")
-        assert not any(everything().values())
+    def test_without_debug_exits_with_status_2(self) -> None:
+        assert_usage_error(manage("load_demo", env={"DEBUG": "0"}), "Set DEBUG=1")
+        assert not any(all_rows().values())

@@ -6,153 +6,160 @@ import pytest
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
+from django.utils.formats import date_format
 
 from courses.models import Course
 from enrollments.models import Enrollment
 from enrollments.services import enroll, set_status, unenroll
-from tests.conftest import drifts
-from tests.support.pages import counts, text
+from tests.support.counts import drift_by_title
+from tests.support.pages import displayed_counts, message_texts, visible_text
 
 Make = Callable[..., Any]
 
 
-def press(client: Client, course: Course, what: str) -> str:
-    """The words of the page that one comes back to."""
-    page = client.post(f"{course.get_absolute_url()}{what}/", follow=True)
-    assert page.redirect_chain == [(course.get_absolute_url(), 302)]
-    assert counts(page) == [Course.objects.get(pk=course.pk).total_enrollments]
-    return text(page)
+def post(client: Client, course: Course, action: str) -> str:
+    """Enroll or leave, and return the text of the course page that follows."""
+    response = client.post(f"{course.get_absolute_url()}{action}/", follow=True)
+    assert response.redirect_chain == [(course.get_absolute_url(), 302)]
+    assert displayed_counts(response) == [Course.objects.get(pk=course.pk).total_enrollments]
+    return visible_text(response)
 
 
-def test_enrolling_and_leaving_show_the_count_at_once(
-    signed_in: Client, course: Course, student: Any
+def test_enroll_and_leave_report_the_result_and_the_new_count(
+    student_client: Client, course: Course, student: Any
 ) -> None:
-    assert "You are enrolled in “Course 1”." in press(signed_in, course, "enroll")
-    assert "You were enrolled in “Course 1” already." in press(signed_in, course, "enroll")
+    assert "You are enrolled in “Course 1”." in post(student_client, course, "enroll")
+    assert "You were already enrolled in “Course 1”." in post(student_client, course, "enroll")
     assert Enrollment.objects.get().student == student
-    assert "You have left “Course 1”." in press(signed_in, course, "leave")
-    assert "You were not enrolled in “Course 1”." in press(signed_in, course, "leave")
-    assert "You are enrolled in “Course 1”." in press(signed_in, course, "enroll")
-    assert drifts() == {}
+    assert "You have left “Course 1”." in post(student_client, course, "leave")
+    assert "You were not enrolled in “Course 1”." in post(student_client, course, "leave")
+    assert "You are enrolled in “Course 1”." in post(student_client, course, "enroll")
+    assert drift_by_title() == {}
 
 
-def test_a_full_course_is_said(signed_in: Client, make_course: Make, make_students: Make) -> None:
+def test_enroll_in_a_full_course_is_rejected(
+    student_client: Client, make_course: Make, make_students: Make
+) -> None:
     course = make_course(capacity=1)
     enroll(student=make_students(1)[0], course=course)
-    said = press(signed_in, course, "enroll")
-    assert "“Course 1” is full: all 1 seats are taken." in said
-    assert "This course is full." in said
-    assert drifts() == {}
+    text = post(student_client, course, "enroll")
+    assert "“Course 1” is full" in text
+    assert "This course is full." in text
+    assert drift_by_title() == {}
 
 
-def test_what_is_completed_stays(signed_in: Client, course: Course, student: Any) -> None:
+def test_completed_course_cannot_be_left(
+    student_client: Client, course: Course, student: Any
+) -> None:
     enroll(student=student, course=course)
     set_status(student=student, course=course, status="completed")
-    assert "You have completed this course: it stays" in press(signed_in, course, "leave")
-    answer = signed_in.delete(f"/api/courses/{course.slug}/enrollment")
-    assert (answer.status_code, "completed" in answer.json()["detail"]) == (409, True)
+    response = student_client.post(f"{course.get_absolute_url()}leave/", follow=True)
+    assert "completed" in message_texts(response)[0]
+    response = student_client.delete(f"/api/courses/{course.slug}/enrollment")
+    assert (response.status_code, "completed" in response.json()["detail"]) == (409, True)
     assert Enrollment.objects.get().status == "completed"
 
 
-@pytest.mark.parametrize("what", ["enroll", "leave"])
-class TestRefused:
-    def test_who_is_not_signed_in_is_asked_to_and_comes_back(
-        self, client: Client, course: Course, what: str
+@pytest.mark.parametrize("action", ["enroll", "leave"])
+class TestRejectedRequests:
+    def test_anonymous_user_is_redirected_to_sign_in(
+        self, client: Client, course: Course, action: str
     ) -> None:
-        page = client.post(f"/courses/{course.slug}/{what}/")
-        assert page.url == f"/accounts/sign-in/?next=/courses/{course.slug}/"
+        response = client.post(f"/courses/{course.slug}/{action}/")
+        assert response.url == f"/accounts/sign-in/?next=/courses/{course.slug}/"
         assert not Enrollment.objects.exists()
 
-    def test_looking_changes_nothing(self, signed_in: Client, course: Course, what: str) -> None:
-        page = signed_in.get(f"/courses/{course.slug}/{what}/")
-        assert page.url == course.get_absolute_url()
+    def test_get_changes_nothing(self, student_client: Client, course: Course, action: str) -> None:
+        response = student_client.get(f"/courses/{course.slug}/{action}/")
+        assert response.url == course.get_absolute_url()
         assert not Enrollment.objects.exists()
 
-    def test_other_sites_can_not_press(self, course: Course, student: Any, what: str) -> None:
+    def test_post_without_csrf_token_is_rejected(
+        self, course: Course, student: Any, action: str
+    ) -> None:
         client = Client(enforce_csrf_checks=True)
         client.force_login(student)
-        page = client.post(f"/courses/{course.slug}/{what}/")
-        assert page.status_code == 403
-        assert "Your form was not sent" in text(page)
+        response = client.post(f"/courses/{course.slug}/{action}/")
+        assert response.status_code == 403
+        assert "Form not submitted" in visible_text(response)
         assert not Enrollment.objects.exists()
 
-    def test_a_course_that_is_not_there(self, signed_in: Client, what: str) -> None:
-        page = signed_in.post(f"/courses/none/{what}/")
-        assert (page.status_code, "There is nothing here" in text(page)) == (404, True)
+    def test_unknown_course_is_404(self, student_client: Client, action: str) -> None:
+        response = student_client.post(f"/courses/none/{action}/")
+        assert (response.status_code, "Page not found" in visible_text(response)) == (404, True)
 
-    def test_nobody_acts_for_somebody_else(
-        self, signed_in: Client, course: Course, make_students: Make, what: str
+    def test_form_data_cannot_name_another_student(
+        self, student_client: Client, course: Course, make_students: Make, action: str
     ) -> None:
         other = make_students(1)[0]
         enroll(student=other, course=course)
         form = {"student": other.pk, "student_id": other.pk, "user": other.pk}
-        signed_in.post(f"/courses/{course.slug}/{what}/", form)
+        student_client.post(f"/courses/{course.slug}/{action}/", form)
         row = Enrollment.objects.get(student=other)
         assert (row.status, row.withdrawal_date) == ("active", None)
 
 
-def test_the_page_of_a_course_says_how_one_stands(
-    signed_in: Client, course: Course, student: Any
+def test_course_page_shows_the_students_status(
+    student_client: Client, course: Course, student: Any
 ) -> None:
-    def said() -> str:
-        return text(signed_in.get(course.get_absolute_url()))
+    def page_text() -> str:
+        return visible_text(student_client.get(course.get_absolute_url()))
 
-    assert "Enroll" in said()
-    row, _ = enroll(student=student, course=course)
-    assert f"You are enrolled since {row.enrollment_date:%-d %B %Y}." in said()
+    assert "Enroll" in page_text()
+    enrollment, _ = enroll(student=student, course=course)
+    assert f"Enrolled since {date_format(enrollment.enrollment_date)}." in page_text()
     set_status(student=student, course=course, status="completed")
-    assert "You have completed this course." in said()
-    assert "Leave this course" not in said()
+    assert "You have completed this course." in page_text()
+    assert "Leave this course" not in page_text()
     unenroll(student=student, course=course)
-    assert re.search(r"You left on .* Enroll ", said())
+    assert re.search(r"You left on .* Enroll ", page_text())
 
 
-def test_my_courses_are_mine_by_status(
-    signed_in: Client, make_course: Make, make_students: Make, student: Any
+def test_my_courses_lists_own_enrollments_by_status(
+    student_client: Client, make_course: Make, make_students: Make, student: Any
 ) -> None:
     for status in ("active", "completed", "withdrawn"):
         course = make_course(title=f"The {status} one")
         enroll(student=student, course=course)
         set_status(student=student, course=course, status=status)
-    enroll(student=make_students(1)[0], course=make_course(title="Of others"))
-    said = text(signed_in.get("/my-courses/"))
-    places = [said.index(f"{s.capitalize()} The {s} one") for s in Enrollment.Status.values]
-    assert places == sorted(places)
-    assert "Of others" not in said
+    enroll(student=make_students(1)[0], course=make_course(title="Of another student"))
+    text = visible_text(student_client.get("/my-courses/"))
+    positions = [text.index(f"{s.capitalize()} The {s} one") for s in Enrollment.Status.values]
+    assert positions == sorted(positions)
+    assert "Of another student" not in text
 
 
-def test_no_course_yet(signed_in: Client) -> None:
-    assert "You are in no course yet." in text(signed_in.get("/my-courses/"))
+def test_my_courses_without_enrollments_has_a_message(student_client: Client) -> None:
+    assert "You have not enrolled in a course yet." in visible_text(
+        student_client.get("/my-courses/")
+    )
 
 
-def test_my_courses_need_a_name(client: Client, db: None) -> None:
+def test_my_courses_requires_sign_in(client: Client, db: None) -> None:
     assert client.get("/my-courses/").url == "/accounts/sign-in/?next=/my-courses/"
 
 
-def test_the_number_of_queries_is_constant(
-    signed_in: Client, make_course: Make, student: Any, django_assert_num_queries: Make
+def test_pages_use_a_constant_number_of_queries(
+    student_client: Client, make_course: Make, student: Any, django_assert_num_queries: Make
 ) -> None:
     for _ in range(3):
         course = make_course(instructor=student)
         enroll(student=student, course=course)
         with django_assert_num_queries(3):  # session, user, rows
-            signed_in.get("/my-courses/")
+            student_client.get("/my-courses/")
         with django_assert_num_queries(4):  # session, user, course, row
-            signed_in.get(course.get_absolute_url())
+            student_client.get(course.get_absolute_url())
 
 
-def test_enrolling_is_a_constant_number_of_queries(
-    signed_in: Client, make_course: Make, make_students: Make, student: Any
+def test_enroll_uses_a_constant_number_of_queries(
+    student_client: Client, make_course: Make, make_students: Make, student: Any
 ) -> None:
-    def queries() -> int:
+    def count_queries(others: int) -> int:
         course = make_course()
-        for other in make_students(number):
+        for other in make_students(others):
             enroll(student=other, course=course)
         with CaptureQueriesContext(connection) as captured:
-            signed_in.post(f"/courses/{course.slug}/enroll/")
+            student_client.post(f"/courses/{course.slug}/enroll/")
         return len(captured)
 
-    number = 0
-    first = queries()
-    number = 5
-    assert queries() == first
+    assert count_queries(others=0) == count_queries(others=5)

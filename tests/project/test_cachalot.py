@@ -1,4 +1,4 @@
-"""What django-cachalot may keep, what it must not, and what it does when something is lost."""
+"""django-cachalot caches the allowed tables only, and recovers from lost invalidations."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -26,8 +26,8 @@ def empty_cache() -> Iterator[None]:
     cache.clear()
 
 
-def by_somebody_else(sql: str) -> None:
-    """Write past Django, as an SQL client does: cachalot doesn't see it."""
+def execute_outside_django(sql: str) -> None:
+    """Write like an SQL client, so that cachalot does not see it."""
 
     def write() -> None:
         connection.ensure_connection()
@@ -38,34 +38,34 @@ def by_somebody_else(sql: str) -> None:
     ConcurrentThread(write).start_and_finish()
 
 
-def queries_of(read: Callable[[], Any]) -> int:
+def count_queries(read: Callable[[], Any]) -> int:
     with CaptureQueriesContext(connection) as queries:
         read()
     return len(queries)
 
 
-def test_only_named_tables_are_cached_and_not_for_ever() -> None:
+def test_only_listed_tables_are_cached_and_with_a_timeout() -> None:
     allowed = settings.CACHALOT_ONLY_CACHABLE_TABLES
     assert "courses_subject" in allowed
-    never = {"courses_course", "enrollments_enrollment", "auth_user", "django_session"}
-    assert not allowed & never
+    forbidden = {"courses_course", "enrollments_enrollment", "auth_user", "django_session"}
+    assert not allowed & forbidden
     assert allowed <= {model._meta.db_table for model in apps.get_models(include_auto_created=True)}
     assert 0 < settings.CACHALOT_TIMEOUT <= 300
     assert settings.CACHALOT_FINAL_SQL_CHECK
 
 
-def test_subjects_are_cached_until_they_are_written() -> None:
+def test_subjects_are_cached_until_one_is_saved() -> None:
     subject = Subject.objects.create(name="Art", slug="art")
-    read = lambda: [found.name for found in Subject.objects.all()]  # noqa: E731
+    read = lambda: [subject.name for subject in Subject.objects.all()]  # noqa: E731
     read()
-    assert queries_of(read) == 0
+    assert count_queries(read) == 0
     subject.name = "Arts"
     subject.save()
     assert read() == ["Arts"]
-    assert queries_of(read) == 0
+    assert count_queries(read) == 0
 
 
-def test_counts_are_live(course: Course, student: Any) -> None:
+def test_counts_are_never_cached(course: Course, student: Any) -> None:
     enroll(student=student, course=course)
     reads: list[Callable[[], Any]] = [
         lambda: Course.objects.get().total_enrollments,
@@ -74,17 +74,16 @@ def test_counts_are_live(course: Course, student: Any) -> None:
         lambda: Course.objects.select_related("subject").get().total_enrollments,
         lambda: Enrollment.objects.counted().count(),
     ]
-    before = [read() for read in reads]
-    assert before == [1, 0, 0, 1, 1]
-    by_somebody_else("UPDATE courses_course SET total_enrollments = 7")
+    assert [read() for read in reads] == [1, 0, 0, 1, 1]
+    execute_outside_django("UPDATE courses_course SET total_enrollments = 7")
     assert [read() for read in reads] == [7, 6, 1, 7, 1]
-    by_somebody_else("DELETE FROM enrollments_enrollment")
+    execute_outside_django("DELETE FROM enrollments_enrollment")
     assert [read() for read in reads] == [7, 7, 1, 7, 0]
     for read in reads:
-        assert queries_of(read) == 1
+        assert count_queries(read) == 1
 
 
-def test_a_lost_invalidation_is_forgotten_with_the_lifetime(
+def test_stale_entry_expires_with_the_timeout(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from cachalot.settings import cachalot_settings
@@ -92,13 +91,13 @@ def test_a_lost_invalidation_is_forgotten_with_the_lifetime(
     monkeypatch.setattr(cachalot_settings, "CACHALOT_TIMEOUT", 1)
     Subject.objects.create(name="Art", slug="art")
     assert Subject.objects.get().name == "Art"
-    by_somebody_else("UPDATE courses_subject SET name = 'Arts'")
+    execute_outside_django("UPDATE courses_subject SET name = 'Arts'")
     assert Subject.objects.get().name == "Art"
     time.sleep(1.1)
     assert Subject.objects.get().name == "Arts"
 
 
-def test_a_transaction_that_could_not_begin_leaves_no_private_copy_behind() -> None:
+def test_transaction_that_fails_to_begin_leaves_no_private_cache() -> None:
     from cachalot.cache import cachalot_caches
 
     Subject.objects.create(name="Art", slug="art")
@@ -121,7 +120,7 @@ def test_a_transaction_that_could_not_begin_leaves_no_private_copy_behind() -> N
     assert Subject.objects.get().name == "Arts"
 
 
-def test_a_rolled_back_service_leaves_nothing_in_the_cache(course: Course, student: Any) -> None:
+def test_rollback_leaves_nothing_in_the_cache(course: Course, student: Any) -> None:
     Subject.objects.create(name="Art", slug="art")
     with transaction.atomic():
         Subject.objects.update(name="Arts")

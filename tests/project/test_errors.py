@@ -5,26 +5,36 @@ from django.db import InterfaceError, OperationalError
 from django.test import Client
 
 from courses.models import Course
-from tests.conftest import unreachable_database
-from tests.support.pages import text
+from tests.support.databases import unreachable_database
+from tests.support.pages import visible_text
+
+
+def fail_catalog(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Make the catalog's page and its API endpoint raise `error`."""
+
+    def fail(**arguments: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("courses.views.catalog_page", fail)
+    monkeypatch.setattr("courses.api.catalog_page", fail)
 
 
 @pytest.mark.mariadb
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.parametrize("address", ["/", "/my-courses/", "/api/courses"])
-def test_a_database_that_is_away_is_said_with_when_to_come_back(
-    client: Client, student: Any, monkeypatch: pytest.MonkeyPatch, address: str
+@pytest.mark.parametrize("path", ["/", "/my-courses/", "/api/courses"])
+def test_unreachable_database_is_a_503_with_retry_after(
+    client: Client, student: Any, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     client.force_login(student)
     with unreachable_database(monkeypatch):
-        answer = client.get(address)
-    assert (answer.status_code, answer["Retry-After"]) == (503, "5")
-    assert "The database is too busy, or away." in text(answer)
-    assert ("json" in answer["Content-Type"]) == address.startswith("/api/")
-    assert client.get(address).status_code == 200
+        response = client.get(path)
+    assert (response.status_code, response["Retry-After"]) == (503, "5")
+    assert "The database is busy or unavailable." in visible_text(response)
+    assert ("json" in response["Content-Type"]) == path.startswith("/api/")
+    assert client.get(path).status_code == 200
 
 
-@pytest.mark.parametrize("address", ["/", "/api/courses"])
+@pytest.mark.parametrize("path", ["/", "/api/courses"])
 @pytest.mark.parametrize(
     ("error", "status"),
     [
@@ -35,49 +45,43 @@ def test_a_database_that_is_away_is_said_with_when_to_come_back(
         (ConnectionError("not the database"), 500),
     ],
 )
-def test_only_what_passes_is_a_503(
+def test_only_transient_database_errors_are_503(
     client: Client,
     db: None,
     monkeypatch: pytest.MonkeyPatch,
-    address: str,
+    path: str,
     error: Exception,
     status: int,
 ) -> None:
-    def fail(**asked: Any) -> None:
-        raise error
-
-    monkeypatch.setattr("courses.views.catalog_page", fail)
-    monkeypatch.setattr("courses.api.catalog_page", fail)
+    fail_catalog(monkeypatch, error)
     client.raise_request_exception = False
-    assert client.get(address).status_code == status
+    assert client.get(path).status_code == status
 
 
-@pytest.mark.parametrize("address", ["/", "/api/courses"])
-def test_an_error_of_ours_is_a_500_that_tells_nothing(
-    client: Client, db: None, monkeypatch: pytest.MonkeyPatch, address: str
+@pytest.mark.parametrize("path", ["/", "/api/courses"])
+def test_500_does_not_reveal_the_error(
+    client: Client, db: None, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    def fail(**asked: Any) -> None:
-        raise RuntimeError("a secret")
-
-    monkeypatch.setattr("courses.views.catalog_page", fail)
-    monkeypatch.setattr("courses.api.catalog_page", fail)
+    fail_catalog(monkeypatch, RuntimeError("a secret"))
     client.raise_request_exception = False
-    answer = client.get(address)
-    assert (answer.status_code, "a secret" in text(answer)) == (500, False)
-    assert "Something went wrong" in text(answer) or "Internal Server Error." in text(answer)
-    assert ("json" in answer["Content-Type"]) == address.startswith("/api/")
+    response = client.get(path)
+    text = visible_text(response)
+    assert (response.status_code, "a secret" in text) == (500, False)
+    assert "Something went wrong" in text or "Internal Server Error." in text
+    assert ("json" in response["Content-Type"]) == path.startswith("/api/")
 
 
 @pytest.mark.parametrize(
-    ("address", "kind"), [("/nowhere", "html"), ("/courses/none/", "html"), ("/api/x", "json")]
+    ("path", "content_type"),
+    [("/nowhere", "text/html"), ("/courses/none/", "text/html"), ("/api/x", "application/json")],
 )
-def test_what_is_not_there(client: Client, db: None, address: str, kind: str) -> None:
-    answer = client.get(address)
-    assert (answer.status_code, kind in answer["Content-Type"]) == (404, True)
+def test_404_is_json_below_api_only(client: Client, db: None, path: str, content_type: str) -> None:
+    response = client.get(path)
+    assert (response.status_code, content_type in response["Content-Type"]) == (404, True)
 
 
 @pytest.mark.parametrize(
-    ("method", "address", "status"),
+    ("method", "path", "status"),
     [
         ("post", "/api/courses", 405),
         ("get", "/api/courses/x/enrollment", 405),
@@ -85,21 +89,21 @@ def test_what_is_not_there(client: Client, db: None, address: str, kind: str) ->
         ("get", "/api/a/b/c", 404),
     ],
 )
-def test_programs_are_refused_in_json(db: None, method: str, address: str, status: int) -> None:
+def test_api_errors_are_json(db: None, method: str, path: str, status: int) -> None:
     client = Client(enforce_csrf_checks=True)
-    answer = getattr(client, method)(address)
-    assert (answer.status_code, list(answer.json())) == (status, ["detail"])
+    response = getattr(client, method)(path)
+    assert (response.status_code, list(response.json())) == (status, ["detail"])
 
 
-def test_each_answer_forbids_what_is_inline_or_from_elsewhere(
+def test_content_security_policy_forbids_inline_code_and_other_sites(
     client: Client, course: Course
 ) -> None:
-    addresses = ("/", course.get_absolute_url(), "/accounts/sign-in/", "/admin/login/", "/nowhere")
-    for address in (*addresses, "/api/courses", "/static/site/site.css"):
-        answer = client.get(address)
-        if answer.streaming:
-            list(answer)  # the file is closed at its end
-        policy = answer["Content-Security-Policy"]
+    pages = ("/", course.get_absolute_url(), "/accounts/sign-in/", "/admin/login/", "/nowhere")
+    for path in (*pages, "/api/courses", "/static/site/site.css"):
+        response = client.get(path)
+        if response.streaming:
+            list(response)  # reading the file to its end closes it
+        policy = response["Content-Security-Policy"]
         assert "default-src 'none'" in policy
         assert "unsafe" not in policy
         assert "http" not in policy

@@ -1,8 +1,7 @@
-"""Settings are read once at the start, so each test starts a process of its own."""
+"""Settings are read when a process starts, so each test starts a process."""
 
 import json
 import os
-import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -10,34 +9,40 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import pytest
-from django.core.exceptions import ImproperlyConfigured
 from django.db import connection
 
-from project.secret_key import local_secret_key
-from tests.support.commands import NOBODY, PROJECT, environment
+from tests.support.commands import PROJECT, UNREACHABLE_ADDRESS, command_environment
 from tests.support.site import running_site
 
+SECRET_KEY = "k" * 50 + "0123456789"
 
-def manage(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python module or script with no other settings than `environment`."""
+    inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     return subprocess.run(
-        [sys.executable, "manage.py", *arguments],
+        [sys.executable, *command],
         cwd=PROJECT,
-        env=kept | {"SECRET_KEY": "k" * 50 + "0123456789"} | environment,
+        env=inherited | environment,
         capture_output=True,
         text=True,
         timeout=60,
     )
 
 
+def manage(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return run("manage.py", *arguments, **{"SECRET_KEY": SECRET_KEY} | environment)
+
+
 def setting(expression: str, **environment: str) -> str:
+    """Return how a new process prints an expression of `settings`."""
     code = f"from django.conf import settings; print({expression})"
     result = manage("shell", "--no-imports", "-c", code, **environment)
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
 
 
-def test_without_any_setting_it_is_safe_in_production() -> None:
+def test_defaults_are_safe_in_production() -> None:
     assert setting("(settings.DEBUG, settings.HTTPS, settings.SESSION_COOKIE_SECURE)") == (
         "(False, True, True)"
     )
@@ -45,12 +50,35 @@ def test_without_any_setting_it_is_safe_in_production() -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_without_redis_nothing_is_cached() -> None:
+def test_secret_key_is_required_without_debug() -> None:
+    result = manage("rebuild_counts", SECRET_KEY="")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == (
+        "SECRET_KEY is not set. Set it to a long random string, or set DEBUG=1 for development.\n"
+    )
+
+
+def test_debug_uses_a_fixed_insecure_secret_key() -> None:
+    keys = {setting("settings.SECRET_KEY", SECRET_KEY="", DEBUG="1") for _ in range(2)}
+    assert keys == {"django-insecure-development-key"}
+    assert setting("settings.SECRET_KEY", DEBUG="1") == SECRET_KEY
+
+
+@pytest.mark.parametrize("missing", ["DATABASE_URL", "SECRET_KEY"])
+def test_gunicorn_requires_database_and_secret_key(missing: str) -> None:
+    environment = {"DATABASE_URL": "sqlite://:memory:", "SECRET_KEY": SECRET_KEY, missing: ""}
+    result = run("-m", "gunicorn", **environment)
+    (line,) = result.stderr.splitlines()
+    assert f"Set {missing} to " in line
+    assert (result.returncode, result.stdout) == (2, "")
+
+
+def test_without_redis_url_nothing_is_cached() -> None:
     assert setting("'cachalot' in str(settings.INSTALLED_APPS)") == "False"
     assert "dummy" in setting("settings.CACHES['default']['BACKEND']")
 
 
-def test_with_redis_cachalot_is_on() -> None:
+def test_redis_url_enables_cachalot() -> None:
     environment = {"REDIS_URL": "redis://127.0.0.1:1/0"}
     assert setting("'cachalot' in str(settings.INSTALLED_APPS)", **environment) == "True"
     assert "FailOpen" in setting("settings.CACHES['default']['BACKEND']", **environment)
@@ -58,7 +86,7 @@ def test_with_redis_cachalot_is_on() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "message"),
     [
         ("DATABASE_URL", "nonsense", "DATABASE_URL must be mysql://"),
         ("DATABASE_URL", "postgres://h/name", "DATABASE_URL must be mysql://"),
@@ -67,25 +95,34 @@ def test_with_redis_cachalot_is_on() -> None:
         ("LOG_FORMAT", "xml", "LOG_FORMAT must be json, or unset."),
     ],
 )
-def test_a_wrong_setting_is_one_line(name: str, value: str, said: str) -> None:
+def test_invalid_setting_is_one_line_and_status_2(name: str, value: str, message: str) -> None:
     result = manage("rebuild_counts", **{name: value})
-    assert result.returncode == 1
-    assert said in result.stderr
+    assert result.returncode == 2
+    assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_what_is_empty_is_not_set_and_spaces_do_no_harm() -> None:
-    empty = dict.fromkeys(
-        ["DATABASE_URL", "REDIS_URL", "ALLOWED_HOSTS", "LOG_LEVEL", "LOG_FORMAT"], ""
-    )
+def test_empty_variables_count_as_unset() -> None:
+    names = ["DATABASE_URL", "REDIS_URL", "ALLOWED_HOSTS", "LOG_LEVEL", "LOG_FORMAT"]
+    empty = dict.fromkeys(names, "")
     assert setting("settings.ALLOWED_HOSTS", **empty) == "['localhost', '127.0.0.1', '[::1]']"
-    given = {"ALLOWED_HOSTS": " a.example , b.example ", "LOG_LEVEL": "debug"}
     assert setting("settings.HTTPS", HTTPS="") == "True"
+
+
+def test_https_can_be_disabled() -> None:
     assert setting("settings.HTTPS", HTTPS="0") == "False"
-    assert "['a.example', 'b.example']" in setting("settings.ALLOWED_HOSTS", **given)
 
 
-def test_the_log_can_be_an_object_a_line() -> None:
+def test_lists_may_contain_spaces() -> None:
+    hosts = setting("settings.ALLOWED_HOSTS", ALLOWED_HOSTS=" a.example , b.example ")
+    assert hosts == "['a.example', 'b.example']"
+
+
+def test_log_level_is_case_insensitive() -> None:
+    assert setting("settings.LOGGING['root']['level']", LOG_LEVEL="debug") == "DEBUG"
+
+
+def test_json_log_has_one_object_per_line() -> None:
     log = "import logging\ntry: 1 / 0\nexcept ZeroDivisionError: logging.exception('“No”\\nway')"
     result = manage("shell", "--no-imports", "-c", log, LOG_FORMAT="json")
     (line,) = result.stderr.splitlines()
@@ -95,35 +132,44 @@ def test_the_log_can_be_an_object_a_line() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_gunicorns_own_events_are_objects_too(tmp_path: Path) -> None:
+def test_json_log_includes_gunicorns_own_events(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    env = environment() | {"LOG_FORMAT": "json", "WEB_CONCURRENCY": "1", "HTTPS": "0"}
+    env = command_environment() | {"LOG_FORMAT": "json", "WEB_CONCURRENCY": "1", "HTTPS": "0"}
     with running_site(log=log, env=env) as url:
-        with pytest.raises(HTTPError) as refused:
+        with pytest.raises(HTTPError) as not_found:
             urlopen(f"{url}/api/nowhere")
-        refused.value.close()
+        not_found.value.close()
     events = [json.loads(line) for line in log.read_text().splitlines()]
     assert {"gunicorn.error", "django.request"} <= {event["name"] for event in events}
     assert len({event["asctime"] + event["message"] for event in events}) == len(events)
 
 
-def test_options_of_the_database_url_win() -> None:
-    url = "sqlite:////tmp/never-made.sqlite3?timeout=5"
+def test_options_of_the_database_url_override_the_defaults() -> None:
+    url = "sqlite:////tmp/never-created.sqlite3?timeout=5"
     assert setting("settings.DATABASES['default']['OPTIONS']['timeout']", DATABASE_URL=url) == "5"
 
 
-def test_a_database_that_is_away_is_one_line_of_djangos_commands_too() -> None:
-    url = f"mysql://nobody:none@{NOBODY}/none"
+def test_unreachable_database_is_one_line_and_status_2_in_djangos_commands() -> None:
+    url = f"mysql://nobody:none@{UNREACHABLE_ADDRESS}/none"
     result = manage("migrate", DATABASE_URL=url)
     (line,) = result.stderr.splitlines()
-    assert "see that it runs, and that DATABASE_URL is right" in line
-    assert result.returncode == 1
+    assert "Check that it is running and that DATABASE_URL is correct." in line
+    assert result.returncode == 2
     assert "Traceback" in manage("migrate", "--traceback", DATABASE_URL=url).stderr
+
+
+def test_missing_mariadb_driver_names_the_command_that_installs_it() -> None:
+    code = "import sys; sys.modules['MySQLdb'] = None; import manage; manage.main()"
+    url = f"mysql://nobody:none@{UNREACHABLE_ADDRESS}/none"
+    result = run("-c", code, "check", DATABASE_URL=url, SECRET_KEY=SECRET_KEY)
+    (line,) = result.stderr.splitlines()
+    assert "pip install -r requirements.txt" in line
+    assert result.returncode == 2
 
 
 @pytest.mark.mariadb
 @pytest.mark.django_db
-def test_mariadb_is_strict_and_reads_what_is_committed() -> None:
+def test_mariadb_is_strict_and_read_committed() -> None:
     with connection.cursor() as cursor:
         cursor.execute("SELECT @@tx_isolation, @@sql_mode")
         isolation, mode = cursor.fetchone()
@@ -133,22 +179,8 @@ def test_mariadb_is_strict_and_reads_what_is_committed() -> None:
 
 @pytest.mark.sqlite
 @pytest.mark.django_db(transaction=True)
-def test_sqlite_writes_ahead_and_locks_at_begin() -> None:
+def test_sqlite_uses_wal_and_immediate_transactions() -> None:
     with connection.cursor() as cursor:
         cursor.execute("PRAGMA journal_mode")
         assert cursor.fetchone()[0] == "wal"
     assert connection.transaction_mode == "IMMEDIATE"
-
-
-def test_a_secret_key_is_made_once_and_kept_from_others(tmp_path: Path) -> None:
-    path = tmp_path / "key"
-    key = local_secret_key(path)
-    assert len(key) >= 50
-    assert local_secret_key(path) == key
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_secret_key_that_can_not_be_made_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ImproperlyConfigured, match="set SECRET_KEY in the environment"):
-        local_secret_key(tmp_path / "missing" / "key")

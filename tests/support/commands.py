@@ -106,10 +106,3 @@ def all_rows() -> dict[str, list[tuple[Any, ...]]]:
         name: list(apps.get_model(name)._default_manager.order_by("pk").values_list())
         for name in names
     }
-
-
-# Old names, until every test uses the names above.
-NOBODY = UNREACHABLE_ADDRESS
-environment = command_environment
-everything = all_rows
-mariadb = mariadb_client

@@ -8,8 +8,6 @@ from django.contrib.auth.models import Permission
 from django.http import HttpResponse
 from django.test import Client
 
-from tests.support.threads import hold_row_lock, run_concurrently
-
 COURSE_LIST = "/admin/courses/course/"
 
 
@@ -47,14 +45,3 @@ def sign_in_staff(client: Client, *permissions: str) -> None:
     user = get_user_model().objects.create_user("clerk", is_staff=True)
     user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
     client.force_login(user)
-
-
-# The names that these helpers had in the test files, until every test uses the names above.
-column = column_values
-counts = displayed_counts
-held_by_another = hold_row_lock
-meanwhile = run_concurrently
-select = run_action
-sign_in = sign_in_staff
-text = visible_text
-texts = message_texts

@@ -36,7 +36,7 @@ _barrier: Any = None
 def _set_barrier(barrier: Any) -> None:
     global _barrier
     _barrier = barrier
-    # The pool ends its processes with SIGTERM, and the inherited handler stops the parent's servers.
+    # The pool ends its processes with SIGTERM; the inherited handler stops the parent's servers.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 

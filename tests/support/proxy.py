@@ -55,14 +55,6 @@ class TCPProxy:
             server.sendall(query)
             server.recv(1 << 16)
 
-    # Old names, until every test uses the names above.
-    def cut_once(self, text: bytes, *, after_the_server_did_it: bool) -> None:
-        self.drop_once(text, executes_query=after_the_server_did_it)
-
-    @property
-    def cuts(self) -> int:
-        return self.dropped
-
 
 @contextmanager
 def tcp_proxy_to(host: str, port: int) -> Iterator[TCPProxy]:

@@ -1,4 +1,4 @@
-"""The site as in production: gunicorn, as gunicorn.conf.py says, on a free port."""
+"""Run the site with gunicorn.conf.py, as in production, on a free port."""
 
 import os
 import subprocess
@@ -10,19 +10,23 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from tests.support.servers import HOST, ServerError, free_port
+from tests.support.commands import PROJECT
+from tests.support.programs import ServerError
+from tests.support.servers import HOST, free_port
 
-PROJECT = Path(__file__).resolve().parent.parent.parent
-START_SECONDS = 30
+TIMEOUT_SECONDS = 30
 
 
 @contextmanager
 def running_site(*, log: Path, env: Mapping[str, str]) -> Iterator[str]:
-    """Yield its address when it is ready; `env` goes beside what is set. Raises ServerError."""
+    """Yield the site's URL when the site is ready. Raises ServerError if it does not start.
+
+    `env` is added to this process's environment.
+    """
     port = free_port()
     url = f"http://{HOST}:{port}"
     with log.open("wb") as file:
-        server = subprocess.Popen(
+        gunicorn = subprocess.Popen(
             [sys.executable, "-m", "gunicorn"],
             cwd=PROJECT,
             env=os.environ | env | {"PORT": str(port)},
@@ -30,19 +34,19 @@ def running_site(*, log: Path, env: Mapping[str, str]) -> Iterator[str]:
             stderr=subprocess.STDOUT,
         )
         try:
-            give_up = time.monotonic() + START_SECONDS
+            deadline = time.monotonic() + TIMEOUT_SECONDS
             while not _is_ready(url):
-                if server.poll() is not None or time.monotonic() > give_up:
-                    said = log.read_text().strip().splitlines()
-                    raise ServerError(f"gunicorn didn't start: {said[-1:]}")
+                if gunicorn.poll() is not None or time.monotonic() > deadline:
+                    last_line = log.read_text().strip().rpartition("\n")[2]
+                    raise ServerError(f"gunicorn did not start: {last_line}")
                 time.sleep(0.1)
             yield url
         finally:
-            server.terminate()
-            server.wait(START_SECONDS)
+            gunicorn.terminate()
+            gunicorn.wait(TIMEOUT_SECONDS)
 
 
 def _is_ready(url: str) -> bool:
-    with suppress(URLError, ConnectionError), urlopen(f"{url}/readyz", timeout=5) as answer:
-        return answer.status == 200
+    with suppress(URLError, ConnectionError), urlopen(f"{url}/readyz", timeout=5) as response:
+        return response.status == 200
     return False

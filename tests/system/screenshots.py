@@ -1,7 +1,6 @@
-"""Pictures of the pages, by Chromium: python -m tests.system.screenshots FOLDER [--all]
+"""Take screenshots of the site with Chromium, on demo data in a temporary SQLite file.
 
-Two pictures for the README (the catalog, the admin's drift column), or with --all the pages at
-1280 and 390 pixels, light and dark. On demo data in an SQLite file of its own.
+By default these are the screenshots of the README: the catalog and the admin's course list.
 """
 
 import argparse
@@ -13,102 +12,109 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from tests.support.servers import chromium_options
-from tests.support.site import PROJECT, running_site
+from tests.support.commands import PROJECT
+from tests.support.programs import chromium_options
+from tests.support.site import running_site
 
-DRIFT = """
+COURSE = "/courses/advanced-economics/"
+README_HEIGHT = 640
+CREATE_DRIFT = """
 from courses.models import Course
 Course.objects.filter(slug="advanced-french").update(total_enrollments=801)
 Course.objects.filter(slug="advanced-economics").update(total_enrollments=390)
 """
-COURSE = "/courses/advanced-economics/"
-# Name, path, and who looks.
-PAGES = [
-    ("catalog", "/", None),
-    ("nothing-found", "/?search=nothing", None),
-    ("course", COURSE, None),
-    ("course-enrolled", COURSE, "enrolled"),
-    ("my-courses", "/my-courses/", "enrolled"),
-    ("sign-in", "/accounts/sign-in/", None),
-    ("sign-up", "/accounts/sign-up/", None),
-    ("not-found", "/nowhere", None),
-    ("admin-courses", "/admin/courses/course/?o=-3", "admin"),
-    ("admin-count-health", "/admin/courses/course/health/", "admin"),
+
+
+class Screenshot(NamedTuple):
+    name: str
+    path: str
+    user: str | None = None  # "student", "admin", or None for an anonymous visitor
+
+
+README = [
+    Screenshot("catalog", "/"),
+    Screenshot("admin-courses", "/admin/courses/course/?o=-3", "admin"),
 ]
-README = {"catalog": 640, "admin-courses": 640}  # heights
+ALL = [
+    *README,
+    Screenshot("no-courses-found", "/?search=nothing"),
+    Screenshot("course", COURSE),
+    Screenshot("course-enrolled", COURSE, "student"),
+    Screenshot("my-courses", "/my-courses/", "student"),
+    Screenshot("sign-in", "/accounts/sign-in/"),
+    Screenshot("sign-up", "/accounts/sign-up/"),
+    Screenshot("not-found", "/no-such-page"),
+    Screenshot("admin-count-health", "/admin/courses/countrun/health/", "admin"),
+]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="pictures", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--all", action="store_true")
+    parser = argparse.ArgumentParser(prog="screenshots", description=__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", default=PROJECT / "docs" / "screenshots")
+    parser.add_argument(
+        "--all", action="store_true", help="all pages, 1280 and 390 pixels wide, light and dark"
+    )
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    with _site() as url, sync_playwright() as playwright:
+    with _demo_site() as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(**chromium_options())
         if options.all:
             for width in (1280, 390):
                 for scheme in ("light", "dark"):
-                    _pictures(browser, url, options.folder, width=width, scheme=scheme)
+                    suffix = f"-{width}-{scheme}"
+                    browse = {"viewport": {"width": width, "height": 900}, "color_scheme": scheme}
+                    _take(ALL, browser, options.folder, suffix, base_url=url, **browse)
         else:
-            _pictures(browser, url, options.folder, width=1280, scheme="light", only=README)
+            viewport = {"width": 1280, "height": README_HEIGHT}
+            _take(README, browser, options.folder, base_url=url, viewport=viewport)
         browser.close()
     return 0
 
 
-def _pictures(
+def _take(
+    screenshots: list[Screenshot],
     browser: Browser,
-    url: str,
     folder: Path,
-    *,
-    width: int,
-    scheme: str,
-    only: dict[str, int] | None = None,
+    suffix: str = "",
+    **context_options: Any,
 ) -> None:
+    """Save each screenshot as NAME + suffix. With a suffix it shows the full page."""
     pages: dict[str | None, Page] = {}
-    for name, path, who in PAGES:
-        if only and name not in only:
-            continue
-        if who not in pages:
-            context = browser.new_context(
-                base_url=url, viewport={"width": width, "height": 900}, color_scheme=scheme
-            )
-            pages[who] = context.new_page()
-            _sign_in(pages[who], who)
-        page = pages[who]
-        page.goto(path)
-        if only:
-            page.set_viewport_size({"width": width, "height": only[name]})
-            page.screenshot(path=folder / f"{name}.png")
-        else:
-            page.screenshot(path=folder / f"{name}-{width}-{scheme}.png", full_page=True)
+    for screenshot in screenshots:
+        if screenshot.user not in pages:
+            page = browser.new_context(**context_options).new_page()
+            _sign_in(page, screenshot.user)
+            pages[screenshot.user] = page
+        page = pages[screenshot.user]
+        page.goto(screenshot.path)
+        page.screenshot(path=folder / f"{screenshot.name}{suffix}.png", full_page=bool(suffix))
 
 
-def _sign_in(page: Page, who: str | None) -> None:
-    if who == "admin":
+def _sign_in(page: Page, user: str | None) -> None:
+    if user == "admin":
         page.goto("/admin/login/")
         page.fill("#id_username", "admin")
         page.fill("#id_password", "admin")
         page.click("input[type=submit]")
-    elif who:
+    elif user == "student":
         page.goto(f"/accounts/sign-up/?next={COURSE}")
         page.fill("#id_username", f"anna{time.time_ns()}")
         for field in ("#id_password1", "#id_password2"):
             page.fill(field, "corr3ct-horse")
-        page.click("main button")
-        page.click("main button")
+        page.get_by_role("button", name="Sign up").click()
+        page.get_by_role("button", name="Enroll").click()
 
 
 @contextmanager
-def _site() -> Iterator[str]:
+def _demo_site() -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"DATABASE_URL": f"sqlite:///{folder}/db.sqlite3", "DEBUG": "1"}
         environment.pop("REDIS_URL", None)
-        for command in (["migrate"], ["load_demo"], ["shell", "--no-imports", "-c", DRIFT]):
+        for command in (["migrate"], ["load_demo"], ["shell", "--no-imports", "-c", CREATE_DRIFT]):
             subprocess.run(
                 [sys.executable, "manage.py", *command],
                 cwd=PROJECT,
@@ -116,7 +122,7 @@ def _site() -> Iterator[str]:
                 stdout=subprocess.DEVNULL,
                 check=True,
             )
-        production = environment | {"DEBUG": "0", "HTTPS": "0", "REDIS_URL": ""}
+        production = environment | {"DEBUG": "0", "HTTPS": "0", "SECRET_KEY": "for screenshots"}
         with running_site(log=Path(folder, "gunicorn.log"), env=production) as url:
             yield url
 

@@ -1,13 +1,7 @@
-"""A storm: writers of every service at once, few courses and students, rebuilds in between.
+"""Run all services concurrently on few courses and students, and check every guarantee.
 
-    python -m tests.system.stress --seconds 180             on a private MariaDB
-    python -m tests.system.stress --seconds 180 --damage    while an SQL client puts drift in
-    python -m tests.system.stress --seconds 180 --kill 20   while the server is killed every 20 seconds
-    python -m tests.system.stress --seconds 180 --cluster --kill 30    on three nodes, all written to
-    python -m tests.system.stress --seconds 180 --here      on the database at DATABASE_URL, to be thrown
-                                                    away afterwards
-
-Prints what happened, and ends with status 1 when a promise was broken.
+Writers call random services. At the same time other processes edit courses, check counts and
+rebuild them. Exits with status 1 if a guarantee was violated.
 """
 
 import argparse
@@ -30,287 +24,316 @@ from django.core.management import call_command
 from tests.support.cluster import cluster
 from tests.support.servers import Server, mariadb
 
-# Students that all writers use, and that each writer has for itself.
-SHARED, OWN = 8, 6
-UNKNOWN = "?"
+SHARED_STUDENTS = 8  # used by all writers
+OWN_STUDENTS = 6  # per writer, who therefore knows their rows
+UNKNOWN = "unknown"  # the status of a row after an unconfirmed call
+
+Rows = dict[tuple[int, int], str | None]  # status by (student, course); None: no row
 
 
 @dataclass
 class Report:
-    """What one process did and saw, or all of them."""
+    """What one process did and observed, or the sum of all processes."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
-    drifted: list[int] = field(default_factory=list)  # number of courses, check by check
-    broken: list[str] = field(default_factory=list)  # promises
-    rows: dict[tuple[int, int], str | None] = field(default_factory=dict)  # (student, course)
+    drifted: list[int] = field(default_factory=list)  # number of drifted courses of each check
+    violations: list[str] = field(default_factory=list)
+    rows: Rows = field(default_factory=dict)  # the last confirmed status of the writers' own rows
 
     def add(self, other: "Report") -> None:
         self.outcomes += other.outcomes
         self.drifted += other.drifted
-        self.broken += other.broken
+        self.violations += other.violations
         self.rows |= other.rows
 
-    def expect(self, true: bool, promise: str) -> None:
-        if not true:
-            self.broken.append(promise)
+    def expect(self, condition: bool, violation: str) -> None:
+        if not condition:
+            self.violations.append(violation)
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [
+                *(f"{number:8}  {name}" for name, number in sorted(self.outcomes.items())),
+                f"Drifted courses at each check: {' '.join(map(str, self.drifted))}",
+                f"Violated guarantees: {len(self.violations)}",
+                *self.violations[:20],
+            ]
+        )
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the processes are told."""
+    """What all processes need to know."""
 
-    until: float  # by time.monotonic(), which processes of one machine share
+    deadline: float  # by time.monotonic(), which the processes of a machine share
     courses: tuple[int, ...]
-    damaged: tuple[int, ...]  # where an SQL client puts drift in
-    students: tuple[int, ...]
+    damaged_courses: tuple[int, ...]  # the only courses that may drift
+    students: tuple[int, ...]  # shared by all writers
     seed: int
-    killed: bool  # the server goes away at times
-    conflicts: bool  # several servers: who doesn't try again gets errors
+    kills_servers: bool
+    has_conflicts: bool  # nodes of a cluster roll back conflicting transactions
 
-    def now_and_then(self, work: Callable[[], Any], report: Report, *, pause: float = 0.0) -> None:
-        """Do it again and again, until the storm is over."""
+    def repeat(
+        self, work: Callable[[], Any], report: Report, *, retries: bool = False, pause: float = 0.0
+    ) -> None:
+        """Call `work` until the deadline, with `pause` seconds in between.
+
+        `retries` means that `work` retries conflicts itself and must not fail with one.
+        """
         from django.db import OperationalError, connection
 
-        while time.monotonic() < self.until:
+        while time.monotonic() < self.deadline:
             try:
                 work()
             except OperationalError as error:
-                who = getattr(work, "__name__", "work")
-                report.outcomes[f"error {error.args[0]} of {who}"] += 1
-                # Writers try again by themselves; who only looks doesn't.
-                allowed = self.killed or (self.conflicts and who not in ("step", "edit"))
-                report.expect(allowed, f"{who} got {error}")
+                report.outcomes[f"error {error.args[0]} of {work.__name__}"] += 1
+                is_allowed = self.kills_servers or (self.has_conflicts and not retries)
+                report.expect(is_allowed, f"{work.__name__} failed: {error}")
                 connection.close()
                 time.sleep(0.1)
             time.sleep(pause)
 
 
+# Processes ---------------------------------------------------------------------------
+
+
+def write(plan: Plan, own_students: tuple[int, ...], seed: int) -> Report:
+    with _report_with_log_counts() as report:
+        writer = Writer(plan, own_students, seed, report)
+        plan.repeat(writer.call_service, report, retries=True)
+    return report
+
+
 class Writer:
-    """Calls services at random, and knows what the rows of its own students must be."""
+    """Calls random services, and checks them against the known rows of its own students."""
 
-    def __init__(self, plan: Plan, own: tuple[int, ...], seed: int, report: Report) -> None:
-        self.plan, self.own, self.report = plan, own, report
-        self.rng = random.Random(seed)
+    def __init__(
+        self, plan: Plan, own_students: tuple[int, ...], seed: int, report: Report
+    ) -> None:
+        self.plan, self.own_students, self.report = plan, own_students, report
+        self.random = random.Random(seed)
         self.rows = report.rows
-        self.rows |= {(student, course): None for student in own for course in plan.courses}
+        self.rows |= {
+            (student, course): None for student in own_students for course in plan.courses
+        }
 
-    def step(self) -> None:
+    def call_service(self) -> None:
         from enrollments.services import CourseFull, NotEnrolled
 
-        calls = [self.enroll, self.unenroll, self.complete, self.transfer, self.many, self.erase]
-        (call,) = self.rng.choices(calls, weights=[8, 8, 2, 3, 3, 1])
-        student = self.rng.choice([*self.plan.students, *self.own])
-        course, other = self.rng.sample(self.plan.courses, k=2)
+        calls = [self.enroll, self.unenroll, self.complete, self.transfer, self.bulk, self.erase]
+        (call,) = self.random.choices(calls, weights=[8, 8, 2, 3, 3, 1])
+        student = self.random.choice([*self.plan.students, *self.own_students])
+        course, other = self.random.sample(self.plan.courses, k=2)
         self.report.outcomes["operations"] += 1
-        before = dict(self.rows)
-        # If the call ends with an error, nobody can tell what became of these.
-        for key in before:
-            if key[0] == student or call == self.many:
+        previous = dict(self.rows)
+        # If the call fails, nobody knows whether it was committed.
+        for key in previous:
+            if key[0] == student or call == self.bulk:
                 self.rows[key] = UNKNOWN
         try:
-            moved, now = call(before, student, course, other)
-            self.report.outcomes["acknowledged" if moved else "nothing to do"] += 1
+            changed, statuses = call(previous, student, course, other)
+            self.report.outcomes["changes" if changed else "unchanged"] += 1
         except (CourseFull, NotEnrolled):
-            self.report.outcomes["refused"] += 1
-            now = {}
-        self.rows.update({key: now.get(key, before[key]) for key in before})
+            self.report.outcomes["rejected"] += 1
+            statuses = {}
+        self.rows.update({key: statuses.get(key, previous[key]) for key in previous})
 
-    def enroll(self, before: Any, student: int, course: int, other: int) -> Any:
+    # Each call returns whether it changed anything, and the new statuses by (student, course).
+
+    def enroll(self, rows: Rows, student: int, course: int, other: int) -> tuple[Any, Rows]:
         from enrollments.services import enroll
 
-        row, changed = enroll(student=student, course=course)
-        self._compare(before, (student, course), changed, counted_before=not changed)
-        return changed, {(student, course): row.status}
+        enrollment, changed = enroll(student=student, course=course)
+        self._compare(rows, (student, course), changed, was_counted=not changed)
+        return changed, {(student, course): enrollment.status}
 
-    def unenroll(self, before: Any, student: int, course: int, other: int) -> Any:
+    def unenroll(self, rows: Rows, student: int, course: int, other: int) -> tuple[Any, Rows]:
         from enrollments.services import unenroll
 
         changed = unenroll(student=student, course=course)
-        self._compare(before, (student, course), changed, counted_before=changed)
+        self._compare(rows, (student, course), changed, was_counted=changed)
         return changed, {(student, course): "withdrawn"} if changed else {}
 
-    def complete(self, before: Any, student: int, course: int, other: int) -> Any:
+    def complete(self, rows: Rows, student: int, course: int, other: int) -> tuple[Any, Rows]:
         from enrollments.services import set_status
 
         changed = set_status(student=student, course=course, status="completed")
         return changed, {(student, course): "completed"}
 
-    def transfer(self, before: Any, student: int, course: int, other: int) -> Any:
+    def transfer(self, rows: Rows, student: int, course: int, other: int) -> tuple[Any, Rows]:
         from enrollments.services import transfer
 
-        row, changed = transfer(student=student, source=course, target=other)
-        left = {(student, course): "withdrawn"} if changed else {}
-        return changed, left | {(student, other): row.status}
+        enrollment, changed = transfer(student=student, source=course, target=other)
+        withdrawn: Rows = {(student, course): "withdrawn"} if changed else {}
+        return changed, withdrawn | {(student, other): enrollment.status}
 
-    def many(self, before: Any, student: int, course: int, other: int) -> Any:
+    def bulk(self, rows: Rows, student: int, course: int, other: int) -> tuple[Any, Rows]:
         from enrollments.services import enroll_many, unenroll_many
 
-        some = [*self.rng.sample(self.own, k=3), *self.rng.sample(self.plan.students, k=3)]
-        if self.rng.random() < 0.5:
-            result = unenroll_many(course=course, students=some)
-            left = [
-                (key, course) for key in some if before.get((key, course)) not in (None, UNKNOWN)
-            ]
-            return result.changed, dict.fromkeys(left, "withdrawn")
-        result = enroll_many(course=course, students=some)
-        entered = {}
-        for key in set(some) - set(result.rejected):
-            was = before.get((key, course))
-            entered[key, course] = {"completed": "completed", UNKNOWN: UNKNOWN}.get(was, "active")
-        return result.changed, entered
+        students = [
+            *self.random.sample(self.own_students, k=3),
+            *self.random.sample(self.plan.students, k=3),
+        ]
+        statuses: Rows = {}
+        if self.random.random() < 0.5:
+            result = unenroll_many(course=course, students=students)
+            for key in students:
+                if rows.get((key, course)) not in (None, UNKNOWN):
+                    statuses[key, course] = "withdrawn"
+        else:
+            result = enroll_many(course=course, students=students)
+            for key in set(students) - set(result.rejected):
+                status = rows.get((key, course))
+                statuses[key, course] = status if status in ("completed", UNKNOWN) else "active"
+        return result.changed, statuses
 
-    def erase(self, before: Any, student: int, course: int, other: int) -> Any:
+    def erase(self, rows: Rows, student: int, course: int, other: int) -> tuple[Any, Rows]:
         from enrollments.services import erase_student
 
         erased = erase_student(student=student)
         return erased, {(student, key): None for key in self.plan.courses}
 
     def _compare(
-        self, before: Any, key: tuple[int, int], changed: bool, *, counted_before: bool
+        self, rows: Rows, key: tuple[int, int], changed: bool, *, was_counted: bool
     ) -> None:
-        known = before.get(key, UNKNOWN)
-        if known != UNKNOWN:
+        status = rows.get(key, UNKNOWN)
+        if status != UNKNOWN:
             self.report.expect(
-                (known in ("active", "completed")) == counted_before,
-                f"row {key} was {known}, and a service said changed={changed}",
+                (status in ("active", "completed")) == was_counted,
+                f"Row {key} was {status}, but a service returned changed={changed}",
             )
 
 
-def write(plan: Plan, own: tuple[int, ...], seed: int) -> Report:
-    with _report_with_retries() as report:
-        plan.now_and_then(Writer(plan, own, seed, report).step, report)
-    return report
-
-
 def edit_courses(plan: Plan) -> Report:
-    """Save courses as an admin does, from instances that were read long ago; add new ones."""
+    """Save stale course instances, as the admin does, and add new courses."""
     from django.forms import modelform_factory
 
     from courses.models import Course
     from courses.transactions import retry_transaction
 
-    stale = Course.objects.in_bulk(plan.courses)
+    stale_courses = Course.objects.in_bulk(plan.courses)
     form_class = modelform_factory(Course, fields=["title", "slug", "capacity"])
     rng = random.Random(plan.seed)
 
     def edit() -> None:
-        course = stale[rng.choice(plan.courses)]
+        course = stale_courses[rng.choice(plan.courses)]
         course.title = f"Title {rng.randrange(1_000)}"
         values = {"title": course.title, "slug": course.slug, "capacity": course.capacity}
-        # A transaction each, as in the admin: together they would lock against the keys' order.
-        for write in (
+        # One transaction each, as in the admin. A single one would lock courses out of order.
+        for save in (
             course.save,
-            lambda: Course.objects.bulk_update(stale.values(), ["title"]),
+            lambda: Course.objects.bulk_update(stale_courses.values(), ["title"]),
             form_class(values, instance=course).save,
             lambda: Course.objects.create(title="New", slug=f"new-{time.monotonic_ns()}"),
         ):
-            retry_transaction()(write)()
+            retry_transaction()(save)()
         report.outcomes["edits"] += 1
 
-    with _report_with_retries() as report:
-        plan.now_and_then(edit, report, pause=0.05)
+    with _report_with_log_counts() as report:
+        plan.repeat(edit, report, retries=True, pause=0.05)
     return report
 
 
-def check(plan: Plan) -> Report:
+def check_counts(plan: Plan) -> Report:
     from django.db.models import F
 
     from courses.counts.drift import find_drift
     from courses.models import Course
 
-    def look() -> None:
-        drifted = {found.course_id for found in find_drift()}
+    def check() -> None:
+        drifted = {course.course_id for course in find_drift()}
         report.drifted.append(len(drifted))
         report.outcomes["checks"] += 1
-        report.expect(drifted <= set(plan.damaged), f"courses {drifted} drifted")
+        report.expect(drifted <= set(plan.damaged_courses), f"Courses {drifted} drifted")
         oversold = Course.objects.filter(total_enrollments__gt=F("capacity"))
-        oversold = oversold.exclude(pk__in=plan.damaged)
-        report.expect(not oversold.exists(), "a course was oversold")
+        oversold = oversold.exclude(pk__in=plan.damaged_courses)
+        report.expect(not oversold.exists(), "A course has more students than seats")
 
-    with _report_with_retries() as report:
-        plan.now_and_then(look, report, pause=0.2)
+    with _report_with_log_counts() as report:
+        plan.repeat(check, report, pause=0.2)
     return report
 
 
-def correct(plan: Plan) -> Report:
+def rebuild_counts(plan: Plan) -> Report:
     from courses.counts.drift import rebuild
 
-    def once() -> None:
-        found = list(rebuild())
+    def correct() -> None:
+        drifted = list(rebuild())
         report.outcomes["rebuilds"] += 1
-        report.outcomes["corrected"] += len(found)
-        right = [each for each in found if each.course_id not in plan.damaged]
-        report.expect(not right, f"right courses corrected: {right}")
+        report.outcomes["corrected"] += len(drifted)
+        wrong = [course for course in drifted if course.course_id not in plan.damaged_courses]
+        report.expect(not wrong, f"A rebuild changed correct counts: {wrong}")
 
-    with _report_with_retries() as report:
-        plan.now_and_then(once, report, pause=0.1)
+    with _report_with_log_counts() as report:
+        plan.repeat(correct, report, pause=0.1)
     return report
 
 
-def correct_by_script(plan: Plan) -> Report:
-    """The SQL script, by MariaDB's client."""
-    from tests.support.commands import PROJECT
-    from tests.support.commands import mariadb as client
+def rebuild_counts_with_sql(plan: Plan) -> Report:
+    """Run enrollments/sql/rebuild_counts.sql with MariaDB's client."""
+    from tests.support.commands import PROJECT, mariadb_client
 
     script = (PROJECT / "enrollments/sql/rebuild_counts.sql").read_text()
+    header = ["corrected_course", "title", "stored", "true", "drift"]
 
-    def once() -> None:
-        done = client(script)
-        if done.returncode:
-            report.outcomes["scripts that failed"] += 1
-            report.expect(plan.killed or plan.conflicts, f"the script said {done.stderr}")
+    def run_script() -> None:
+        result = mariadb_client(script)
+        if result.returncode:
+            report.outcomes["failed scripts"] += 1
+            is_allowed = plan.kills_servers or plan.has_conflicts
+            report.expect(is_allowed, f"The SQL script failed: {result.stderr}")
             return
-        lines = [line.split("\t") for line in done.stdout.splitlines()]
-        header = ["corrected_course", "title", "stored", "true", "drift"]
+        lines = [line.split("\t") for line in result.stdout.splitlines()]
         corrected = {int(line[0]) for line in lines if len(line) == len(header) and line != header}
         report.outcomes["scripts"] += 1
         report.outcomes["corrected by script"] += len(corrected)
-        report.expect(corrected <= set(plan.damaged), f"right courses corrected: {done.stdout}")
+        report.expect(
+            corrected <= set(plan.damaged_courses),
+            f"The SQL script changed correct counts: {result.stdout}",
+        )
 
     report = Report()
-    plan.now_and_then(once, report, pause=0.3)
+    plan.repeat(run_script, report, pause=0.3)
     return report
 
 
-def damage(plan: Plan) -> Report:
-    """Put drift in, as an SQL client does."""
+def damage_counts(plan: Plan) -> Report:
+    """Write wrong counts with SQL."""
     from django.db import connection
 
     rng = random.Random(plan.seed)
 
-    def once() -> None:
+    def damage() -> None:
         with connection.cursor() as cursor:
             cursor.execute(
                 "UPDATE courses_course SET total_enrollments = %s WHERE id = %s",
-                [rng.randrange(20), rng.choice(plan.damaged)],
+                [rng.randrange(20), rng.choice(plan.damaged_courses)],
             )
         report.outcomes["damages"] += 1
 
     report = Report()
-    plan.now_and_then(once, report, pause=0.05)
+    plan.repeat(damage, report, pause=0.05)
     return report
 
 
 @contextmanager
-def _report_with_retries() -> Iterator[Report]:
-    """A report that also counts what the project says in its log."""
+def _report_with_log_counts() -> Iterator[Report]:
+    """Yield a report that also counts retries and immediate recounts, which are logged."""
     report = Report()
-    with ExitStack() as stack:
-        for name, outcome in (
-            ("courses.transactions", "retries"),
-            ("enrollments.services", "recounted on the spot"),
-        ):
-            stack.enter_context(_counted(logging.getLogger(name), report.outcomes, outcome))
+    with (
+        _count_records("courses.transactions", report.outcomes, "retries"),
+        _count_records("enrollments", report.outcomes, "immediate recounts"),
+    ):
         yield report
 
 
 @contextmanager
-def _counted(logger: logging.Logger, outcomes: Counter[str], outcome: str) -> Iterator[None]:
-    class Count(logging.Handler):
+def _count_records(name: str, outcomes: Counter[str], outcome: str) -> Iterator[None]:
+    class CountingHandler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             outcomes[outcome] += 1
 
-    handler = Count()
+    logger, handler = logging.getLogger(name), CountingHandler()
     logger.addHandler(handler)
     logger.propagate = False
     try:
@@ -320,142 +343,167 @@ def _counted(logger: logging.Logger, outcomes: Counter[str], outcome: str) -> It
         logger.removeHandler(handler)
 
 
+# The test ----------------------------------------------------------------------------
+
+
 def stress(
     *,
     seconds: float,
     writers: int,
     seed: int,
-    damaging: bool = False,
-    meanwhile: Callable[[float], None] | None = None,
-    conflicts: bool = False,
+    damages_counts: bool = False,
+    kill_servers: Callable[[float], None] | None = None,
+    has_conflicts: bool = False,
 ) -> Report:
-    """Let it storm on Django's database, and return what happened.
+    """Run the stress test on Django's database; return what happened.
 
-    `meanwhile` is called with the end of the storm, by time.monotonic(), and may kill servers.
+    `kill_servers` is called with the deadline, by time.monotonic(), while the processes run.
     """
-    from django.contrib.auth import get_user_model
     from django.db import connection
 
-    from courses.counts.drift import find_drift, rebuild
-    from courses.models import Course
-    from enrollments.models import Enrollment
-    from tests.support.history import history_mismatches
     from tests.support.processes import run_in_processes
     from tests.support.threads import deadlocks
 
-    users = get_user_model()._default_manager
-    names = [f"storm-{seed}-{number}" for number in range(SHARED + OWN * writers)]
-    users.bulk_create([users.model(username=name) for name in names])
-    students = tuple(users.filter(username__in=names).order_by("pk").values_list("pk", flat=True))
-    courses = tuple(
-        Course.objects.create(title="Hot", slug=f"storm-{seed}-{number}", capacity=capacity).pk
-        for number, capacity in enumerate([None, None, 10, 3])
-    )
-    on_mysql = connection.vendor == "mysql"
-    deadlocks_before = deadlocks() if on_mysql else 0
+    is_mariadb = connection.vendor == "mysql"
+    deadlocks_before = deadlocks() if is_mariadb else 0
+    courses = _create_courses(seed)
+    students = _create_students(seed, SHARED_STUDENTS + OWN_STUDENTS * writers)
     plan = Plan(
-        until=time.monotonic() + seconds,
+        deadline=time.monotonic() + seconds,
         courses=courses,
-        damaged=courses[1:3] if damaging else (),
-        students=students[:SHARED],
+        damaged_courses=courses[1:3] if damages_counts else (),
+        students=students[:SHARED_STUDENTS],
         seed=seed,
-        killed=meanwhile is not None,
-        conflicts=conflicts,
+        kills_servers=kill_servers is not None,
+        has_conflicts=has_conflicts,
     )
-    own = [students[SHARED + n * OWN : SHARED + (n + 1) * OWN] for n in range(writers)]
+    own_students = [students[SHARED_STUDENTS + n :: writers] for n in range(writers)]
     jobs: list[tuple[Any, ...]] = [
-        *((write, plan, own[number], seed * 1_000 + number) for number in range(writers)),
-        *((work, plan) for work in (edit_courses, check, correct)),
+        *((write, plan, own_students[n], seed * 1_000 + n) for n in range(writers)),
+        *((work, plan) for work in (edit_courses, check_counts, rebuild_counts)),
+        *([(rebuild_counts_with_sql, plan)] if is_mariadb else []),
+        *([(damage_counts, plan)] if damages_counts else []),
     ]
-    if on_mysql:
-        jobs.append((correct_by_script, plan))
-    if damaging:
-        jobs.append((damage, plan))
     total = Report()
-    for report in run_in_processes(
-        _call, jobs, meanwhile=(lambda: meanwhile(plan.until)) if meanwhile else None
-    ):
+    meanwhile = partial(kill_servers, plan.deadline) if kill_servers else None
+    for report in run_in_processes(_call, jobs, meanwhile=meanwhile):
         total.add(report)
-
-    if damaging:
-        total.outcomes["corrected at the end"] = len(list(rebuild()))
-    drifted = list(find_drift())
-    total.drifted.append(len(drifted))
-    total.expect(not drifted, f"at the end these drifted: {drifted}")
-    found = {(row.student_id, row.course_id): row.status for row in Enrollment.objects.all()}
-    for key, status in total.rows.items():
-        total.expect(
-            status in (UNKNOWN, found.get(key)),
-            f"row {key} was acknowledged as {status} and is {found.get(key)}",
-        )
-    wrong = history_mismatches()
-    total.expect(not wrong, f"the history tells these rows otherwise: {list(wrong)[:5]}")
-    if on_mysql and meanwhile is None and not conflicts:  # else they are many, or forgotten
+    _check_final_state(plan, total)
+    # In a cluster conflicts count as deadlocks, and a server that was killed starts at 0 again.
+    if is_mariadb and not plan.kills_servers and not plan.has_conflicts:
         total.outcomes["deadlocks"] = deadlocks() - deadlocks_before
     return total
+
+
+def _create_courses(seed: int) -> tuple[int, ...]:
+    from courses.models import Course
+
+    return tuple(
+        Course.objects.create(title="Busy", slug=f"stress-{seed}-{n}", capacity=capacity).pk
+        for n, capacity in enumerate([None, None, 10, 3])
+    )
+
+
+def _create_students(seed: int, number: int) -> tuple[int, ...]:
+    from django.contrib.auth import get_user_model
+
+    users = get_user_model()._default_manager
+    names = [f"stress-{seed}-{n}" for n in range(number)]
+    users.bulk_create([users.model(username=name) for name in names])
+    return tuple(users.filter(username__in=names).order_by("pk").values_list("pk", flat=True))
 
 
 def _call(work: Callable[..., Report], *arguments: Any) -> Report:
     return work(*arguments)
 
 
+def _check_final_state(plan: Plan, report: Report) -> None:
+    """Compare counts, rows and history with each other and with the confirmed calls."""
+    from courses.counts.drift import find_drift, rebuild
+    from enrollments.models import Enrollment
+    from tests.support.history import history_mismatches
+
+    if plan.damaged_courses:
+        report.outcomes["corrected at the end"] = len(list(rebuild()))
+    drifted = list(find_drift())
+    report.drifted.append(len(drifted))
+    report.expect(not drifted, f"Courses drifted at the end: {drifted}")
+    rows = {(row.student_id, row.course_id): row.status for row in Enrollment.objects.all()}
+    for key, status in report.rows.items():
+        report.expect(
+            status in (UNKNOWN, rows.get(key)),
+            f"Row {key} was confirmed as {status} and is {rows.get(key)}",
+        )
+    mismatches = history_mismatches()
+    report.expect(not mismatches, f"Rows differ from their history: {list(mismatches)[:5]}")
+
+
+# The command line --------------------------------------------------------------------
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--writers", type=int, default=6)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--damage", action="store_true")
-    parser.add_argument("--kill", type=float, metavar="SECONDS")
-    parser.add_argument("--cluster", action="store_true")
-    parser.add_argument("--here", action="store_true")
-    given = parser.parse_args()
+    options = _parse_arguments()
     with ExitStack() as stack:
-        servers: list[Server] = []
-        if given.cluster:
+        servers: Sequence[Server] = []
+        if options.cluster:
             nodes = stack.enter_context(cluster())
-            servers, url = nodes.nodes, nodes.url
-        elif not given.here:
+            servers, os.environ["DATABASE_URL"] = nodes.nodes, nodes.url
+        elif not options.use_database_url:
             servers = [stack.enter_context(mariadb())]
-            url = servers[0].url
+            os.environ["DATABASE_URL"] = servers[0].url
         if servers:
-            os.environ["DATABASE_URL"] = url
             os.environ.pop("REDIS_URL", None)
         os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
         django.setup()
         call_command("migrate", verbosity=0)
+        kill_servers = partial(_kill_servers, servers, options.kill) if options.kill else None
         report = stress(
-            seconds=given.seconds,
-            writers=given.writers,
-            seed=given.seed,
-            damaging=given.damage,
-            meanwhile=partial(kill_and_start, servers, every=given.kill) if given.kill else None,
-            conflicts=given.cluster,
+            seconds=options.seconds,
+            writers=options.writers,
+            seed=options.seed,
+            damages_counts=options.damage,
+            kill_servers=kill_servers,
+            has_conflicts=options.cluster,
         )
-    print(told(report))
-    return 1 if report.broken else 0
+    print(report)
+    return 1 if report.violations else 0
 
 
-def kill_and_start(servers: Sequence[Server], until: float, *, every: float) -> None:
-    """Kill one after the other, and start it again: at once where there is no other."""
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="stress", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=180.0, help="default: %(default)s")
+    parser.add_argument("--writers", type=int, default=6, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=1, help="of the random calls")
+    parser.add_argument("--damage", action="store_true", help="write wrong counts with SQL")
+    parser.add_argument(
+        "--kill", type=float, metavar="SECONDS", help="kill a server every so many seconds"
+    )
+    parser.add_argument("--cluster", action="store_true", help="write to all nodes of a cluster")
+    parser.add_argument(
+        "--use-database-url",
+        action="store_true",
+        help="run on the database at DATABASE_URL, which you should discard afterwards, "
+        "instead of on a private MariaDB",
+    )
+    options = parser.parse_args()
+    if options.use_database_url and (options.cluster or options.kill):
+        parser.error("--cluster and --kill need private servers. Omit --use-database-url.")
+    return options
+
+
+def _kill_servers(servers: Sequence[Server], interval: float, deadline: float) -> None:
+    """Kill the servers in turn, one per interval, and start each again.
+
+    A single server is started immediately, a node only after half an interval.
+    """
     for server in cycle(servers):
-        if time.monotonic() + every > until:
+        if time.monotonic() + interval > deadline:
             return
-        time.sleep(every / 2)
+        time.sleep(interval / 2)
         server.kill()
         if len(servers) > 1:
-            time.sleep(every / 2)
+            time.sleep(interval / 2)
         server.start()
-
-
-def told(report: Report) -> str:
-    counts = [f"{number:8}  {name}" for name, number in sorted(report.outcomes.items())]
-    drifted = " ".join(map(str, report.drifted))
-    broken = report.broken or ["none"]
-    return "\n".join(
-        [*counts, f"drifted courses, check by check: {drifted}", "broken promises:", *broken[:20]]
-    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Processes that are killed, and databases that can't write, in the middle of a service."""
+"""Kill writers, and make the database read-only or full, in the middle of a service."""
 
 import os
 import signal
@@ -21,14 +21,15 @@ from enrollments.services import (
     unenroll,
     unenroll_many,
 )
-from tests.conftest import connected_to, drifts
+from tests.support.counts import drift_by_title
+from tests.support.databases import connected_to
 from tests.support.servers import mariadb
 
 Make = Callable[..., Any]
 pytestmark = pytest.mark.django_db(transaction=True)
 
-
-CALLS: dict[str, Callable[[list[int], int, int], Any]] = {
+# By name, with the students, their course and another course.
+SERVICES: dict[str, Callable[[list[int], int, int], Any]] = {
     "enroll": lambda s, c, o: enroll(student=s[0], course=o),
     "unenroll": lambda s, c, o: unenroll(student=s[0], course=c),
     "set_status": lambda s, c, o: set_status(student=s[0], course=c, status="completed"),
@@ -39,38 +40,42 @@ CALLS: dict[str, Callable[[list[int], int, int], Any]] = {
 }
 
 
-def run_and_die(call: Callable[[], Any], at: int) -> bool:
-    """Call in a process that is killed at its statement number `at`; say whether it was.
+@pytest.mark.parametrize("name", SERVICES)
+def test_killed_service_commits_everything_or_nothing(
+    make_course: Make, make_students: Make, name: str
+) -> None:
+    students = [student.pk for student in make_students(3)]
+    course, other = make_course().pk, make_course().pk
+    service = SERVICES[name]
+    kill_at, was_killed, results, final_states = 0, True, set(), []
+    while was_killed:
+        enroll_many(course=course, students=students)
+        initial_state = read_state()
+        kill_at += 1
+        was_killed = run_and_kill(lambda: service(students, course, other), kill_at)
+        results.add("nothing" if read_state() == initial_state else "everything")
+        assert drift_by_title() == {}
+        # The killed process left no lock behind, and the call can be repeated.
+        service(students, course, other)
+        final_states.append(read_state())
+        assert drift_by_title() == {}
+        for student in students:
+            erase_student(student=student)
+    assert all(state == final_states[0] for state in final_states)
+    assert kill_at > 3
+    # The process was killed before COMMIT and after it.
+    assert results == {"nothing", "everything"}
 
-    What isn't a statement is COMMIT: it is killed right before that when `at` is one more than
-    there are.
+
+def run_and_kill(call: Callable[[], Any], kill_at: int) -> bool:
+    """Call in a process that is killed at its step `kill_at`; return whether it got that far.
+
+    Each statement is a step, and the moments right before and after COMMIT are steps.
     """
     connections.close_all()
     process = os.fork()
     if process == 0:
-        number = 0
-
-        def die_in_time() -> None:
-            nonlocal number
-            number += 1
-            if number == at:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        def counted(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
-            die_in_time()
-            return execute(sql, params, many, context)
-
-        connection.ensure_connection()
-        commit = connection._commit
-
-        def counted_commit() -> None:
-            die_in_time()
-            commit()
-            die_in_time()
-
-        connection._commit = counted_commit
-        with connection.execute_wrapper(counted):
-            call()
+        _count_steps_and_call(call, kill_at)
         os._exit(0)
     _, status = os.waitpid(process, 0)
     if os.WIFSIGNALED(status):
@@ -80,34 +85,33 @@ def run_and_die(call: Callable[[], Any], at: int) -> bool:
     return False
 
 
-@pytest.mark.parametrize("name", CALLS)
-def test_a_writer_that_is_killed_leaves_all_or_nothing(
-    make_course: Make, make_students: Make, name: str
-) -> None:
-    students = [student.pk for student in make_students(3)]
-    course, other = make_course().pk, make_course().pk
-    call = CALLS[name]
-    at, killed, seen, ends = 0, True, set(), []
-    while killed:
-        enroll_many(course=course, students=students)
-        before = state()
-        at += 1
-        killed = run_and_die(lambda: call(students, course, other), at)
-        seen.add("nothing" if state() == before else "all")
-        assert drifts() == {}
-        # Nobody's lock stayed behind, and doing it again is safe.
-        call(students, course, other)
-        ends.append(state())
-        assert drifts() == {}
-        for student in students:
-            erase_student(student=student)
-    assert all(end == ends[0] for end in ends)
-    assert at > 3
-    # Killed before the COMMIT, and after it.
-    assert seen == {"nothing", "all"}
+def _count_steps_and_call(call: Callable[[], Any], kill_at: int) -> None:
+    step = 0
+
+    def count_step() -> None:
+        nonlocal step
+        step += 1
+        if step == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def execute_step(execute: Any, *arguments: Any) -> Any:
+        count_step()
+        return execute(*arguments)
+
+    connection.ensure_connection()
+    commit = connection._commit
+
+    def commit_steps() -> None:
+        count_step()
+        commit()
+        count_step()
+
+    connection._commit = commit_steps
+    with connection.execute_wrapper(execute_step):
+        call()
 
 
-def state() -> list[tuple[Any, ...]]:
+def read_state() -> list[tuple[Any, ...]]:
     rows = Enrollment.objects.order_by("student", "course")
     return [
         *rows.values_list("student", "course", "status"),
@@ -117,9 +121,9 @@ def state() -> list[tuple[Any, ...]]:
 
 @contextmanager
 def read_only_server() -> Iterator[None]:
-    """MariaDB as on a replica. It binds those only who may not override it."""
+    """Make MariaDB read-only, as a replica is, and connect as a user without READ ONLY ADMIN."""
     settings = connection.settings_dict
-    before = settings["USER"], settings["PASSWORD"]
+    credentials = settings["USER"], settings["PASSWORD"]
     with connection.cursor() as cursor:
         cursor.execute("CREATE USER reader@'%' IDENTIFIED BY 'reader'")
         cursor.execute("GRANT SELECT, INSERT, UPDATE, DELETE ON *.* TO reader@'%'")
@@ -130,7 +134,7 @@ def read_only_server() -> Iterator[None]:
         yield
     finally:
         connection.close()
-        settings["USER"], settings["PASSWORD"] = before
+        settings["USER"], settings["PASSWORD"] = credentials
         with connection.cursor() as cursor:
             cursor.execute("SET GLOBAL read_only = OFF")
             cursor.execute("DROP USER reader@'%'")
@@ -148,7 +152,7 @@ def read_only_file() -> Iterator[None]:
 
 @contextmanager
 def full_file() -> Iterator[None]:
-    """SQLite's answer where the disk is full: no page more."""
+    """Make SQLite fail as it does on a full disk."""
     with connection.cursor() as cursor:
         cursor.execute("VACUUM")
         cursor.execute("PRAGMA page_count")
@@ -160,30 +164,30 @@ def full_file() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "message"),
     [
         pytest.param(read_only_server, "read-only", marks=pytest.mark.mariadb),
         pytest.param(read_only_file, "readonly", marks=pytest.mark.sqlite),
         pytest.param(full_file, "full", marks=pytest.mark.sqlite),
     ],
 )
-def test_a_database_that_can_not_write_says_so_and_keeps_what_it_has(
-    course: Course, make_students: Make, fault: Callable[[], Any], said: str
+def test_failed_write_raises_and_changes_nothing(
+    course: Course, make_students: Make, fault: Callable[[], Any], message: str
 ) -> None:
     students = make_students(3_000)
     enroll(student=students[0], course=course)
     with fault():
-        with pytest.raises(DatabaseError, match=said):
+        with pytest.raises(DatabaseError, match=message):
             enroll_many(course=course, students=students)
         assert Enrollment.objects.count() == 1
-        assert drifts() == {}
+        assert drift_by_title() == {}
     assert enroll_many(course=course, students=students).created == 2_999
-    assert drifts() == {}
+    assert drift_by_title() == {}
 
 
 @pytest.fixture
-def full_disk() -> Iterator[None]:
-    """Another MariaDB, whose only file can't grow."""
+def small_disk() -> Iterator[None]:
+    """Connect to a MariaDB whose only data file cannot grow."""
     options = ["--innodb-file-per-table=0", "--innodb-data-file-path=ibdata1:12M;ibdata2:10M"]
     with mariadb(options=options) as server, connected_to(server.url):
         yield
@@ -191,23 +195,23 @@ def full_disk() -> Iterator[None]:
 
 @pytest.mark.mariadb
 @pytest.mark.django_db(transaction=True)
-def test_a_full_disk_is_said_and_what_was_there_stays(full_disk: None) -> None:
-    course = Course.objects.create(title="Hot", slug="hot")
-    enrolled = []
+def test_full_disk_raises_and_keeps_committed_rows(small_disk: None) -> None:
+    course = Course.objects.create(title="Busy", slug="busy")
+    users = get_user_model()._default_manager
+    created = []
 
-    def enrol_until_full() -> None:
-        for number in range(1_000):
-            names = [f"{number}-{each}" for each in range(900)]
+    def enroll_until_disk_is_full() -> None:
+        for batch in range(1_000):
+            names = [f"{batch}-{number}" for number in range(900)]
             users.bulk_create([users.model(username=name) for name in names])
             students = users.filter(username__in=names).values_list("pk", flat=True)
-            enrolled.append(enroll_many(course=course, students=students).created)
+            created.append(enroll_many(course=course, students=students).created)
 
-    users = get_user_model()._default_manager
     with pytest.raises(DatabaseError, match="is full"):
-        enrol_until_full()
-    assert Enrollment.objects.count() == sum(enrolled) > 0
-    assert drifts() == {}
-    # What needs no room goes on.
+        enroll_until_disk_is_full()
+    assert Enrollment.objects.count() == sum(created) > 0
+    assert drift_by_title() == {}
+    # A withdrawal needs no space and still works.
     student = Enrollment.objects.first().student
     assert unenroll(student=student, course=course) is True
-    assert drifts() == {}
+    assert drift_by_title() == {}

@@ -2,43 +2,47 @@ from pathlib import Path
 from typing import Any
 
 from django.core.management.base import CommandParser
+from django.template.defaultfilters import pluralize
 
 from courses.management.base import AppCommand
-from enrollments.exchange.exporter import FORMATS, InexpressibleRow, export_enrollments
-from enrollments.management.starts import add_start_argument, first_days
+from enrollments.exchange import FORMATS, available_formats
+from enrollments.exchange.exporter import UnsupportedRecord, export_enrollments
+from enrollments.exchange.open_university import add_start_argument
+from enrollments.models import Enrollment
 
 
 class Command(AppCommand):
     help = (
-        "Writes all enrollments as CSV, in a format that import_enrollments reads. Others may "
-        "write meanwhile: each row is as it was when its turn came."
+        "Writes all enrollments as CSV, in a format that import_enrollments reads. The export is "
+        "not a snapshot: changes made while it runs may be included."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--format", choices=FORMATS, default="canvas", dest="format_name")
         parser.add_argument(
-            "--school", default="", help="the sourcedId of the school, which OneRoster asks for"
+            "--format", choices=FORMATS, default="canvas", help="default: %(default)s"
+        )
+        parser.add_argument(
+            "--school", default="", metavar="ID", help="the sourcedId of the school, for OneRoster"
         )
         add_start_argument(parser)
         self.add_output_argument(parser)
 
-    def handle(
-        self,
-        *,
-        format_name: str,
-        school: str,
-        starts: list[str],
-        output: Path | None,
-        verbosity: int,
-        **options: Any,
-    ) -> None:
-        days = first_days(starts)
+    def handle(self, *, format: str, output: Path | None, **options: Any) -> None:
+        first_days = dict(options["first_days"])
+        formats = available_formats(first_days=first_days, school=options["school"])
         try:
-            with self.output(output) as file:
+            with (
+                self.output(output) as file,
+                self.progress(
+                    total=Enrollment.objects.count(), unit="row", disable=file.isatty()
+                ) as bar,
+            ):
                 number = export_enrollments(
-                    file=file, format_name=format_name, starts=days, school=school
+                    file=file, format=formats[format], on_progress=bar.update
                 )
-        except InexpressibleRow as error:
-            raise self.usage_error(f"{format_name} can't say this: {error}.") from error
-        if output and verbosity:
-            self.stdout.write(f"{number} enrollments written to {output}.")
+        except UnsupportedRecord as error:
+            raise self.usage_error(
+                f"The {format} format cannot represent {error}. Choose another --format."
+            ) from error
+        if output and options["verbosity"]:
+            self.stdout.write(f"Wrote {number} enrollment{pluralize(number)} to {output}.")

@@ -1,27 +1,31 @@
 import csv
 import sqlite3
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from django.core.management.base import CommandParser
+from django.template.defaultfilters import pluralize
 from tqdm import tqdm
 
 from courses.management.base import AppCommand
-from enrollments.exchange.importer import Summary, import_file
-from enrollments.exchange.reader import Refused, UnreadableFile, enrollment_file
-from enrollments.management.starts import add_start_argument, first_days
+from enrollments.exchange import available_formats
+from enrollments.exchange.importer import ImportSummary, import_file
+from enrollments.exchange.open_university import add_start_argument
+from enrollments.exchange.reader import RejectedRow, UnreadableFile, open_enrollment_file
 
 
 class Command(AppCommand):
     help = (
         "Imports enrollments from a Canvas or OneRoster enrollments.csv, or from the Open "
-        "University's studentRegistration.csv: makes courses and students as needed, sets each "
-        "enrollment to what the file says, and leaves alone what the file lacks. Run again, it "
-        "changes nothing. Exit status: 0 all rows are applied, 1 some were refused, 2 the file "
-        "can't be read, or something broke off: what is in stays, and the next run does the rest."
+        "University's studentRegistration.csv. Creates courses and students as needed, and gives "
+        "each enrollment the status in the file. Enrollments absent from the file are unchanged. "
+        "Exit status: 0 if all rows were imported, 1 if some were rejected, 2 if the file is "
+        "unreadable or the import was interrupted. An interrupted import keeps what it has "
+        "committed: run it again to finish. Use -v 2 to report the recognized format, too."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -29,103 +33,108 @@ class Command(AppCommand):
             "file",
             metavar="FILE",
             type=Path,
-            help="as it is, or packed with gzip, bzip2, xz or zip; - is standard input",
+            help="plain, or compressed with gzip, bzip2, xz or zip; - is standard input",
         )
         parser.add_argument(
-            "--dry-run", action="store_true", help="say what would be done, and do nothing"
+            "--dry-run", action="store_true", help="report what an import would do, change nothing"
         )
         parser.add_argument(
             "--existing-only",
             action="store_true",
-            help="refuse rows that name courses or users that aren't there, and make none",
+            help="create no courses and users: reject rows that need new ones",
         )
         parser.add_argument(
             "--report",
-            metavar="CSV",
+            metavar="FILE",
             type=Path,
-            help="write the refused rows there, with line and reason, instead of telling each",
+            help="write rejected rows as CSV, with line and reason (default: standard error)",
         )
         parser.add_argument(
-            "--encoding", help="cp1252, for instance (default: UTF-8, or UTF-16 with its mark)"
+            "--encoding",
+            metavar="NAME",
+            type=_text_encoding,
+            help="for example cp1252 (default: UTF-8, or UTF-16 with a byte order mark)",
         )
         add_start_argument(parser)
 
-    def handle(
-        self,
-        *,
-        file: Path,
-        dry_run: bool,
-        existing_only: bool,
-        report: Path | None,
-        encoding: str | None,
-        starts: list[str],
-        verbosity: int,
-        **options: Any,
-    ) -> None:
-        days = first_days(starts)
-        self._require_encoding(encoding)
+    def handle(self, *, verbosity: int, **options: Any) -> None:
         try:
-            with (
-                enrollment_file(path=file, encoding=encoding, starts=days) as opened,
-                self._refused(report, opened.header) as refuse,
-                self.progress(total=None, unit="row") as bar,
-            ):
-                summary = import_file(
-                    file=opened,
-                    refuse=refuse,
-                    actor=self.actor_name(),
-                    dry_run=dry_run,
-                    existing_only=existing_only,
-                    expect=bar.reset,
-                    on_progress=bar.update,
-                )
+            summary = self._import(verbosity, **options)
         except UnreadableFile as error:
             raise self.usage_error(str(error)) from error
         except sqlite3.Error as error:
             raise self.usage_error(
-                f"The rows have no room in a temporary file ({error}): make room, or name "
-                "another folder in SQLITE_TMPDIR, and call again."
+                f"The temporary file with the rows cannot be written ({error}). Free disk space, "
+                "or set SQLITE_TMPDIR to another folder, and run the import again."
             ) from error
         if verbosity:
-            self.stdout.write(self._told(summary, dry_run=dry_run))
+            if options["dry_run"]:
+                self.stdout.write("Dry run: nothing was changed. An import would do this:")
+            self.stdout.write(_describe(summary))
         if summary.rejected:
             sys.exit(1)
 
+    def _import(
+        self,
+        verbosity: int,
+        *,
+        file: Path,
+        encoding: str | None,
+        report: Path | None,
+        **options: Any,
+    ) -> ImportSummary:
+        formats = available_formats(first_days=dict(options["first_days"])).values()
+        with (
+            open_enrollment_file(path=file, encoding=encoding, formats=formats) as opened,
+            self._rejected_rows(report, opened.header) as on_reject,
+            self.progress(total=None, unit="row") as bar,
+        ):
+            if verbosity > 1:
+                self.stdout.write(f"Format: {opened.format.name} in {opened.encoding}.")
+            return import_file(
+                file=opened,
+                on_reject=on_reject,
+                actor=self.actor_name(),
+                dry_run=options["dry_run"],
+                existing_only=options["existing_only"],
+                on_total=bar.reset,
+                on_progress=bar.update,
+            )
+
     @contextmanager
-    def _refused(
+    def _rejected_rows(
         self, report: Path | None, header: list[str]
-    ) -> Iterator[Callable[[Refused], object]]:
+    ) -> Iterator[Callable[[RejectedRow], object]]:
+        """Yield a function that reports a rejected row."""
         if report is None:
-            yield self._complain
+            yield self._print_rejected
             return
-        # Written aside and put in place at the end: it may be the very file that is read.
         with self.output(report) as file:
-            rows = csv.writer(file)
-            rows.writerow(["line", "reason", *header])
-            yield lambda row: rows.writerow([row.number, row.reason, *row.values])
+            writer = csv.writer(file)
+            writer.writerow(["line", "reason", *header])
+            yield lambda row: writer.writerow([row.line_number, row.reason, *row.values])
 
-    def _complain(self, refused: Refused) -> None:
+    def _print_rejected(self, row: RejectedRow) -> None:
         with tqdm.external_write_mode():
-            self.stderr.write(str(refused))
+            self.stderr.write(str(row))
 
-    def _require_encoding(self, encoding: str | None) -> None:
-        try:
-            "".encode(encoding or "utf-8")
-        except LookupError:
-            raise self.usage_error(
-                f"--encoding takes a name like cp1252, not {encoding!r}."
-            ) from None
 
-    def _told(self, done: Summary, *, dry_run: bool) -> str:
-        parts = [
-            f"{done.courses_made} courses and {done.students_made} students made",
-            f"{done.created} enrollments created",
-            f"{done.reenrolled} taken up again",
-            f"{done.withdrawn} withdrawn",
-            f"{done.updated} updated",
-            f"{done.unchanged} unchanged",
-            f"{done.passed_over} passed over",
-            f"{done.rejected} refused",
-        ]
-        would = "Dry run, nothing is changed. It would be: " if dry_run else ""
-        return f"{would}{done.rows} rows: {', '.join(parts)}."
+def _text_encoding(name: str) -> str:
+    try:
+        "".encode(name)
+    except LookupError:
+        raise ArgumentTypeError(f"use the name of an encoding like cp1252, not {name!r}") from None
+    return name
+
+
+def _describe(summary: ImportSummary) -> str:
+    courses, students = summary.courses_created, summary.students_created
+    return (
+        f"{summary.rows} row{pluralize(summary.rows)}: "
+        f"{courses} course{pluralize(courses)} and {students} student{pluralize(students)} "
+        f"created.\n"
+        f"Enrollments: {summary.created} created, {summary.reenrolled} re-enrolled, "
+        f"{summary.withdrawn} withdrawn, {summary.updated} updated, "
+        f"{summary.unchanged} unchanged.\n"
+        f"Rows: {summary.skipped} skipped, {summary.rejected} rejected."
+    )
