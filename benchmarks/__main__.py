@@ -75,12 +75,14 @@ def run(options: argparse.Namespace) -> None:
 
     # Only the names of files, because the folders of this machine do not belong into the docs.
     arguments = [Path(argument).name for argument in sys.argv[1:]]
-    environment = report.environment(shlex.join(["python", "-m", "benchmarks", *arguments]))
+    environment = report.describe_environment(
+        shlex.join(["python", "-m", "benchmarks", *arguments])
+    )
     benchmarks = measure(options)
-    print(environment, report.table(benchmarks), report.targets(benchmarks), sep="\n\n")
+    print(environment, report.render_table(benchmarks), report.list_targets(benchmarks), sep="\n\n")
     if options.write:
         DOCS.mkdir(exist_ok=True)
-        (DOCS / "README.md").write_text(report.page(benchmarks, environment))
+        (DOCS / "README.md").write_text(report.render_page(benchmarks, environment))
         report.draw_growth(benchmarks, DOCS / "growth.svg")
 
 

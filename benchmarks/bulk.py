@@ -10,7 +10,7 @@ from django.db.models import Model
 from simple_history.utils import bulk_create_with_history
 
 from benchmarks.databases import bare_driver, insert_students, new_course, temporary_database
-from benchmarks.enrolling import row_first, without_history
+from benchmarks.enrolling import disable_history, enroll_row_first
 from benchmarks.measuring import (
     FLOOR,
     PROJECT,
@@ -50,17 +50,20 @@ def measure_bulk(size: Size) -> list[Benchmark]:
         approaches = [
             _approach(f"{FLOOR}: multi-row INSERT", insert, students),
             _approach("multi-row INSERT, no history", insert_without_history, students),
-            _approach(f"{PROJECT}: enroll_many()", with_service, students),
-            _approach("enroll_many() without its history", with_service_without_history, students),
+            _approach(f"{PROJECT}: enroll_many()", enroll_with_service, students),
+            _approach("enroll_many() without its history", enroll_without_history, students),
             _approach(
                 "bulk_create_with_history of django-simple-history",
-                with_simple_history,
+                enroll_with_simple_history,
                 students,
                 PlainCourse,
             ),
             _approach("bulk_create, count, save", bulk_create, students, PlainCourse),
             _approach(
-                f"one by one ({len(few_students):,} of them)", one_by_one, few_students, PlainCourse
+                f"one by one ({len(few_students):,} of them)",
+                enroll_one_by_one,
+                few_students,
+                PlainCourse,
             ),
         ]
         title = f"enroll {len(students):,} students in one call"
@@ -100,17 +103,17 @@ def insert_rows(driver: Any, students: range, course: int, *, has_history: bool 
     driver.commit()
 
 
-def with_service(students: range, course: int) -> None:
+def enroll_with_service(students: range, course: int) -> None:
     enroll_many(course=course, students=students, origin=Origin(Source.IMPORT, "benchmarks"))
 
 
-def with_service_without_history(students: range, course: int) -> None:
-    with without_history():
-        with_service(students, course)
+def enroll_without_history(students: range, course: int) -> None:
+    with disable_history():
+        enroll_with_service(students, course)
 
 
 @transaction.atomic
-def with_simple_history(students: range, course: int) -> None:
+def enroll_with_simple_history(students: range, course: int) -> None:
     PlainCourse.objects.filter(pk=course).update(total_enrollments=len(students))
     bulk_create_with_history(
         [TrackedEnrollment(student_id=student, course_id=course) for student in students],
@@ -132,6 +135,6 @@ def bulk_create(students: range, course_pk: int) -> None:
     course.save()
 
 
-def one_by_one(students: range, course: int) -> None:
+def enroll_one_by_one(students: range, course: int) -> None:
     for student in students:
-        row_first(student, course)
+        enroll_row_first(student, course)

@@ -15,7 +15,7 @@ from benchmarks.databases import (
     insert_courses,
     insert_enrollments,
     insert_students,
-    table,
+    table_name,
     temporary_database,
 )
 from benchmarks.measuring import (
@@ -40,18 +40,18 @@ def measure_catalog(size: Size) -> list[Benchmark]:
     with temporary_database("catalog"), bare_driver() as driver:
         _insert_rows(size)
         approaches = [
-            timed_approach(f"{FLOOR}: bare query", bare_query(driver), calls=PAGES),
-            timed_approach(f"{PROJECT}: by the column", by_column, calls=PAGES),
-            timed_approach("annotated Count", by_annotation),
+            timed_approach(f"{FLOOR}: bare query", compile_bare_query(driver), calls=PAGES),
+            timed_approach(f"{PROJECT}: by the column", list_by_column, calls=PAGES),
+            timed_approach("annotated Count", list_by_annotation),
             timed_approach(
                 "django-cachalot over the annotation, hit",
-                by_annotation,
+                list_by_annotation,
                 calls=PAGES,
                 context=filled_cachalot,
             ),
             timed_approach(
                 "django-cachalot over the annotation, miss",
-                by_annotation,
+                list_by_annotation,
                 context=empty_cachalot,
             ),
         ]
@@ -67,9 +67,9 @@ def _insert_rows(size: Size) -> None:
     insert_students(ENROLLMENTS)
     Subject.objects.create(name="Any", slug="any")
     insert_courses(size.catalog_courses)
-    execute(f"UPDATE {table(Course)} SET subject_id = 1")
+    execute(f"UPDATE {table_name(Course)} SET subject_id = 1")
     insert_enrollments(per_course=ENROLLMENTS)
-    execute(f"ANALYZE TABLE {table(Course)}, {table(Enrollment)}")
+    execute(f"ANALYZE TABLE {table_name(Course)}, {table_name(Enrollment)}")
 
 
 @contextmanager
@@ -85,12 +85,12 @@ def empty_cachalot() -> Iterator[None]:
 @contextmanager
 def filled_cachalot() -> Iterator[None]:
     with empty_cachalot():
-        by_annotation()
+        list_by_annotation()
         yield
 
 
-def bare_query(driver: Any) -> Callable[[], None]:
-    """Return a function that executes the compiled query of `by_column()`."""
+def compile_bare_query(driver: Any) -> Callable[[], None]:
+    """Return a function that executes the compiled query of `list_by_column()`."""
     statement, params = _courses_by_column().query.sql_with_params()
 
     def fetch_page() -> None:
@@ -102,7 +102,7 @@ def bare_query(driver: Any) -> Callable[[], None]:
     return fetch_page
 
 
-def by_column() -> list[Course]:
+def list_by_column() -> list[Course]:
     return list(_courses_by_column())
 
 
@@ -111,7 +111,7 @@ def _courses_by_column() -> QuerySet:
     return courses.order_by("-total_enrollments", "-pk")[:PAGE_SIZE]
 
 
-def by_annotation() -> list[Course]:
+def list_by_annotation() -> list[Course]:
     counted = Count("enrollments", filter=Q(enrollments__status__in=COUNTED_STATUSES))
     courses = Course.objects.select_related("subject").annotate(number=counted)
     return list(courses.order_by("-number", "-pk")[:PAGE_SIZE])

@@ -28,6 +28,7 @@ from courses.managers import true_count
 from courses.models import Course
 
 LOOP = "loop over courses, COUNT and save each"
+LOCKING_LOOP = "loop over courses, lock, COUNT and save each"
 
 GROUPED_SCAN = """
     SELECT course.id, course.total_enrollments, COALESCE(counts.true_count, 0)
@@ -74,7 +75,7 @@ def measure_counting(size: Size) -> list[Benchmark]:
                     f"{FLOOR}: grouped scan, UPDATE by key": partial(scan_and_update, driver),
                     f"{PROJECT}: rebuild()": lambda: list(rebuild()),
                     LOOP: loop_and_save,
-                    "loop over courses, lock, COUNT and save each": loop_with_locks,
+                    LOCKING_LOOP: loop_with_locks,
                     "one UPDATE with subquery": update_with_subquery,
                 }.items()
             ],

@@ -58,7 +58,7 @@ def execute(*statements: str) -> None:
             cursor.execute(statement)
 
 
-def table(model: type[Model]) -> str:
+def table_name(model: type[Model]) -> str:
     return model._meta.db_table
 
 
@@ -76,7 +76,7 @@ def insert_students(number: int) -> None:
     """Insert students with the primary keys 1 to `number`."""
     execute(
         f"""
-        INSERT INTO {table(get_user_model())} (
+        INSERT INTO {table_name(get_user_model())} (
             id, password, is_superuser, username, first_name, last_name, email, is_staff,
             is_active, date_joined
         )
@@ -103,10 +103,10 @@ def insert_enrollments(
 
     `courses` is a condition on the course's id. One enrollment in ten is withdrawn.
     """
-    courses_table = table(course_model(model))
+    courses_table = table_name(course_model(model))
     execute(
         f"""
-        INSERT INTO {table(model)} (
+        INSERT INTO {table_name(model)} (
             student_id, course_id, status, enrollment_date, withdrawal_date
         )
         SELECT
@@ -121,7 +121,7 @@ def insert_enrollments(
         f"""
         UPDATE {courses_table} AS course
         JOIN (
-            SELECT course_id, COUNT(*) AS true_count FROM {table(model)}
+            SELECT course_id, COUNT(*) AS true_count FROM {table_name(model)}
             WHERE status IN ('active', 'completed') GROUP BY course_id
         ) AS counts ON counts.course_id = course.id
         SET course.total_enrollments = counts.true_count

@@ -3,7 +3,7 @@
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, partial
@@ -189,7 +189,9 @@ INSERT_EVENT = """
 
 
 @contextmanager
-def with_driver(*, has_history: bool = True, switch_autocommit: bool = False) -> Iterator[Enroll]:
+def enroll_with_driver(
+    *, has_history: bool = True, switch_autocommit: bool = False
+) -> Iterator[Enroll]:
     with bare_driver() as driver, driver.cursor() as cursor:
 
         def enroll_student(student: int, course: int) -> None:
@@ -207,32 +209,34 @@ def with_driver(*, has_history: bool = True, switch_autocommit: bool = False) ->
         yield enroll_student
 
 
-def with_service(student: int, course: int) -> None:
+def enroll_with_service(student: int, course: int) -> None:
     enroll(student=student, course=course, origin=Origin(Source.WEBSITE, f"student{student}"))
 
 
 @contextmanager
-def with_service_without_history() -> Iterator[Enroll]:
-    with without_history():
-        yield with_service
+def enroll_without_history() -> Iterator[Enroll]:
+    with disable_history():
+        yield enroll_with_service
 
 
 @contextmanager
-def without_history() -> Iterator[None]:
-    """Replace the function that inserts events. Raise RuntimeError if events are still inserted."""
+def disable_history() -> Iterator[None]:
+    """Replace the functions that insert events. Raise RuntimeError if events are still inserted."""
     last_event = EnrollmentEvent.objects.aggregate(Max("pk"))
-    # Raises AttributeError if the function no longer exists.
-    with patch.object(history, "record_events", lambda events: None):
+    with ExitStack() as stack:
+        for name in ("record_events",):
+            # Raises AttributeError if the function no longer exists.
+            stack.enter_context(patch.object(history, name, lambda *args: None))
         yield
     if EnrollmentEvent.objects.aggregate(Max("pk")) != last_event:
         raise RuntimeError(
             "The services inserted events although their history was switched off. "
-            "Update benchmarks.enrolling.without_history()."
+            "Update benchmarks.enrolling.disable_history()."
         )
 
 
 @transaction.atomic
-def with_plain_orm(student: int, course: int) -> None:
+def enroll_with_plain_orm(student: int, course: int) -> None:
     """Execute the statements of `enroll()` the usual way."""
     now = timezone.now()
     has_free_seat = Q(capacity=None) | Q(capacity__gt=F("total_enrollments"))
@@ -256,13 +260,13 @@ def with_plain_orm(student: int, course: int) -> None:
 
 
 @transaction.atomic
-def row_first(student: int, course: int) -> None:
+def enroll_row_first(student: int, course: int) -> None:
     PlainEnrollment.objects.create(student_id=student, course_id=course)
     PlainCourse.objects.filter(pk=course).update(total_enrollments=F("total_enrollments") + 1)
 
 
 @transaction.atomic
-def with_simple_history(student: int, course: int) -> None:
+def enroll_with_simple_history(student: int, course: int) -> None:
     # In the project's order, so that this measures the history and not deadlocks.
     PlainCourse.objects.filter(pk=course).update(total_enrollments=F("total_enrollments") + 1)
     row = TrackedEnrollment(student_id=student, course_id=course)
@@ -278,12 +282,12 @@ def request_user(pk: int) -> User:
 
 
 @transaction.atomic
-def with_signal(student: int, course: int) -> None:
+def enroll_with_signal(student: int, course: int) -> None:
     SignalEnrollment.objects.create(student_id=student, course_id=course)
 
 
 @transaction.atomic
-def lock_first(student: int, course_pk: int) -> None:
+def enroll_lock_first(student: int, course_pk: int) -> None:
     course = PlainCourse.objects.select_for_update().get(pk=course_pk)
     PlainEnrollment.objects.create(student_id=student, course=course)
     course.total_enrollments += 1
@@ -291,7 +295,7 @@ def lock_first(student: int, course_pk: int) -> None:
 
 
 @transaction.atomic
-def with_computed_field(student: int, course: int) -> None:
+def enroll_with_computed_field(student: int, course: int) -> None:
     ComputedEnrollment.objects.create(student_id=student, course_id=course)
 
 
@@ -301,40 +305,42 @@ post_save.disconnect(dispatch_uid="COMP_FIELD")
 
 
 @contextmanager
-def computed_fields_connected() -> Iterator[Enroll]:
+def connect_computed_fields() -> Iterator[Enroll]:
     pre_save.connect(get_old_handler)
     post_save.connect(postsave_handler)
     try:
-        yield with_computed_field
+        yield enroll_with_computed_field
     finally:
         pre_save.disconnect(get_old_handler)
         post_save.disconnect(postsave_handler)
 
 
-def with_trigger(student: int, course: int) -> None:
+def enroll_with_trigger(student: int, course: int) -> None:
     TriggerEnrollment.objects.create(student_id=student, course_id=course)
 
 
 ENROLL_APPROACHES = [
-    EnrollApproach(f"{FLOOR}: bare driver", with_driver),
-    EnrollApproach("bare driver, no history", partial(with_driver, has_history=False)),
+    EnrollApproach(f"{FLOOR}: bare driver", enroll_with_driver),
+    EnrollApproach("bare driver, no history", partial(enroll_with_driver, has_history=False)),
     EnrollApproach(
         "bare driver, switching autocommit like Django",
-        partial(with_driver, switch_autocommit=True),
+        partial(enroll_with_driver, switch_autocommit=True),
     ),
-    EnrollApproach(f"{PROJECT}: enroll()", partial(nullcontext, with_service)),
-    EnrollApproach("enroll() without its history", with_service_without_history),
-    EnrollApproach(PLAIN_ORM, partial(nullcontext, with_plain_orm)),
+    EnrollApproach(f"{PROJECT}: enroll()", partial(nullcontext, enroll_with_service)),
+    EnrollApproach("enroll() without its history", enroll_without_history),
+    EnrollApproach(PLAIN_ORM, partial(nullcontext, enroll_with_plain_orm)),
     EnrollApproach(
         "F(), then row with django-simple-history",
-        partial(nullcontext, with_simple_history),
+        partial(nullcontext, enroll_with_simple_history),
         TrackedEnrollment,
     ),
-    EnrollApproach(ROW_FIRST, partial(nullcontext, row_first), PlainEnrollment),
-    EnrollApproach(SIGNAL, partial(nullcontext, with_signal), SignalEnrollment),
+    EnrollApproach(ROW_FIRST, partial(nullcontext, enroll_row_first), PlainEnrollment),
+    EnrollApproach(SIGNAL, partial(nullcontext, enroll_with_signal), SignalEnrollment),
     EnrollApproach(
-        "select_for_update, row, save", partial(nullcontext, lock_first), PlainEnrollment
+        "select_for_update, row, save", partial(nullcontext, enroll_lock_first), PlainEnrollment
     ),
-    EnrollApproach("django-computedfields", computed_fields_connected, ComputedEnrollment),
-    EnrollApproach("database trigger", partial(nullcontext, with_trigger), TriggerEnrollment),
+    EnrollApproach("django-computedfields", connect_computed_fields, ComputedEnrollment),
+    EnrollApproach(
+        "database trigger", partial(nullcontext, enroll_with_trigger), TriggerEnrollment
+    ),
 ]

@@ -14,7 +14,7 @@ from django.core.management import call_command
 from django.db import transaction
 from django.db.models import F
 
-from benchmarks.databases import execute, table, temporary_database
+from benchmarks.databases import execute, table_name, temporary_database
 from benchmarks.measuring import (
     PROJECT,
     Benchmark,
@@ -74,7 +74,7 @@ def emptied_tables() -> Iterator[None]:
     models = [Enrollment, Course, Subject, PlainEnrollment, PlainCourse, get_user_model()]
     execute(
         "SET foreign_key_checks = 0",
-        *(f"TRUNCATE TABLE {table(model)}" for model in models),
+        *(f"TRUNCATE TABLE {table_name(model)}" for model in models),
         "SET foreign_key_checks = 1",
     )
     yield

@@ -12,7 +12,7 @@ import matplotlib
 from django.db import connection
 from matplotlib.figure import Figure
 
-from benchmarks.counting import LOOP
+from benchmarks.counting import LOCKING_LOOP, LOOP
 from benchmarks.enrolling import PLAIN_ORM, ROW_FIRST, SIGNAL
 from benchmarks.importing import ROW_BY_ROW
 from benchmarks.measuring import FLOOR, PROJECT, Approach, Benchmark
@@ -27,7 +27,7 @@ COLORS = ["#767676", "#0060b0", "#c04000"]
 MARKERS = ["s", "o", "^"]  # for readers who cannot tell the colors apart
 
 
-def page(benchmarks: Benchmarks, environment: str) -> str:
+def render_page(benchmarks: Benchmarks, environment: str) -> str:
     """Return the page of the documentation, in Markdown. It needs all benchmarks."""
     single, crowd = benchmarks["1 writer"], benchmarks["16 writers"]
     row_first = crowd[ROW_FIRST]
@@ -46,9 +46,10 @@ def page(benchmarks: Benchmarks, environment: str) -> str:
         signal_growth=_ratio(_growth_ratio(benchmarks, SIGNAL)),
         bulk_ratio=_ratio(benchmarks["bulk"].ratio(PROJECT, FLOOR)),
         check_ratio=_ratio(benchmarks["check"].ratio(PROJECT, FLOOR)),
-        targets=targets(benchmarks),
+        locking_loop=_ratio(benchmarks["rebuild"].ratio(LOCKING_LOOP, PROJECT)),
+        targets=list_targets(benchmarks),
         environment=environment,
-        table=table(benchmarks),
+        table=render_table(benchmarks),
     )
 
 
@@ -63,7 +64,7 @@ def _growth_ratio(benchmarks: Benchmarks, approach: str) -> float:
     return medians[-1] / medians[0]
 
 
-def targets(benchmarks: Benchmarks) -> str:
+def list_targets(benchmarks: Benchmarks) -> str:
     """Return a list of the targets that were measured, and whether they are met."""
     return "\n".join(f"- {line}" for line in _targets(benchmarks))
 
@@ -108,7 +109,7 @@ def _at_least(limit: float, value: float, subject: str, unit: str) -> str:
     return f"{subject}: {_ratio(value)} {unit} (target: at least {limit:g}), {outcome}"
 
 
-def environment(command: str) -> str:
+def describe_environment(command: str) -> str:
     """Return a list that describes the run, the machine and the server."""
     with connection.cursor() as cursor:
         cursor.execute(
@@ -138,7 +139,7 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def table(benchmarks: Benchmarks) -> str:
+def render_table(benchmarks: Benchmarks) -> str:
     """Return a table that is readable on a terminal and in Markdown."""
     rows = [HEAD, *(row for benchmark in benchmarks.values() for row in _rows(benchmark))]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
