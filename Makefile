@@ -26,7 +26,7 @@ serve: production-settings .venv/.requirements  ## Serve the site with gunicorn,
 
 missing_settings = $(strip $(foreach name,DATABASE_URL SECRET_KEY,$(if $(value $(name)),,$(name))))
 production-settings:
-	@$(if $(missing_settings),$(error Set $(missing_settings). Example: DATABASE_URL=mysql://user:password@host:3306/name SECRET_KEY=… make serve))
+	@$(if $(missing_settings),$(error Set these variables: $(missing_settings). Example: DATABASE_URL=mysql://user:password@host:3306/name SECRET_KEY=… make serve))
 
 # Tests and checks must not use the caller's database, cache or settings.
 clean_env := env -u DATABASE_URL -u REDIS_URL -u DEBUG -u ALLOWED_HOSTS -u DJANGO_SETTINGS_MODULE \
