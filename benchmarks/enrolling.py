@@ -3,7 +3,7 @@
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, partial
@@ -221,12 +221,10 @@ def enroll_without_history() -> Iterator[Enroll]:
 
 @contextmanager
 def disable_history() -> Iterator[None]:
-    """Replace the functions that insert events. Raise RuntimeError if events are still inserted."""
+    """Replace the function that inserts events. Raise RuntimeError if events are still inserted."""
     last_event = EnrollmentEvent.objects.aggregate(Max("pk"))
-    with ExitStack() as stack:
-        for name in ("record_events",):
-            # Raises AttributeError if the function no longer exists.
-            stack.enter_context(patch.object(history, name, lambda *args: None))
+    # Raises AttributeError if the function no longer exists.
+    with patch.object(history, "record_events", lambda events: None):
         yield
     if EnrollmentEvent.objects.aggregate(Max("pk")) != last_event:
         raise RuntimeError(
