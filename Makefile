@@ -48,7 +48,7 @@ check: .venv/.requirements-dev  ## Run all static checks and build the docs. Run
 	$(check_env) .venv/bin/python manage.py check --deploy --fail-level WARNING
 	$(build_docs)
 
-build_docs := .venv/bin/sphinx-build --quiet -W --keep-going -n -b html docs .cache/docs
+build_docs := .venv/bin/sphinx-build --quiet --fresh-env -W --keep-going -n -b html docs .cache/docs
 
 docs: .venv/.requirements-docs  ## Build the documentation in .cache/docs
 	$(build_docs)

@@ -16,10 +16,10 @@ from enrollments.services import enroll
 from enrollments.signals import enrollments_changed
 from tests.support.docs import DOCS, PROJECT, README, code_blocks, python_blocks
 
-PAGES = [README, *sorted(DOCS.rglob("*.md"))]
+PAGES = [README, PROJECT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 MAX_README_WORDS = 900
 PACKAGES = "courses|enrollments|project|tests|benchmarks"
-PATH = re.compile(rf"\b(?:{PACKAGES}|docs)/[\w./-]+\.(?:py|sql|md|html)\b")
+PATH = re.compile(rf"(?<![\w/])(?:{PACKAGES}|docs)/[\w./-]*(?:\.(?:py|sql|md)\b|/(?=`))")
 MODULE = re.compile(rf"`(?!\w+\.csv`)((?:{PACKAGES})(?:\.\w+)+)(?:\(\))?`")
 MAKE_TARGET = re.compile(r"(?:`|^ *)make ([a-z-]+)", re.MULTILINE)
 COMMAND = re.compile(r"(?:manage\.py|^ *catalog) ([a-z]\w+)", re.MULTILINE)

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from django.db import connection, transaction
 
 from courses.models import Course
-from tests.support.threads import ConcurrentThread, deadlocks
+from tests.support.threads import ConcurrentThread, deadlocks, wait_for_lock_waits
 
 
 @contextmanager
 def locked_past_the_timeout(course: Course) -> Iterator[None]:
     """Lock a course for longer than a connection with `short_lock_timeout` waits for it."""
-    seconds = {"mysql": 1.6, "sqlite": 0.5}[connection.vendor]
+    seconds = {"mysql": 2.0, "sqlite": 0.5}[connection.vendor]
     is_locked = threading.Event()
 
     def lock() -> None:
@@ -29,10 +29,10 @@ def locked_past_the_timeout(course: Course) -> Iterator[None]:
 
 @contextmanager
 def forced_deadlock(lower: Course, higher: Course) -> Iterator[None]:
-    """Lock the course with the higher key, wait, and lock the one with the lower key.
+    """Make the body the victim of a deadlock, if it locks the courses in the order of their keys.
 
-    If the body locks the courses in the order of their keys, it becomes the victim of a deadlock.
-    MariaDB only.
+    Another connection locks the course with the higher key. When the body waits for that course,
+    the connection locks the one with the lower key. MariaDB only.
     """
     deadlocks_at_start = deadlocks()
     is_locked = threading.Event()
@@ -45,7 +45,7 @@ def forced_deadlock(lower: Course, higher: Course) -> Iterator[None]:
                 [Course(title=f"Filler {number}", slug=f"filler-{number}") for number in range(50)]
             )
             is_locked.set()
-            time.sleep(0.5)
+            wait_for_lock_waits(1)
             _lock(lower)
 
     with _run_in_thread(lock_in_the_wrong_order, is_locked):
