@@ -23,6 +23,36 @@ def test_the_counter_follows_every_status(student: User, course: Course) -> None
         assert stored_count(course) == count
 
 
+def test_completing_keeps_the_enrollment_date(student: User, course: Course) -> None:
+    enrollment, _ = enroll(student=student, course=course)
+    set_status(student=student, course=course, status="completed")
+    completed = Enrollment.objects.get()
+    assert completed.enrollment_date == enrollment.enrollment_date
+    assert completed.withdrawal_date is None
+
+
+def test_withdrawing_keeps_the_enrollment_date_and_sets_the_withdrawal_date(
+    student: User, course: Course
+) -> None:
+    enrollment, _ = enroll(student=student, course=course)
+    set_status(student=student, course=course, status="withdrawn")
+    withdrawn = Enrollment.objects.get()
+    assert withdrawn.enrollment_date == enrollment.enrollment_date
+    assert withdrawn.withdrawal_date >= enrollment.enrollment_date
+
+
+@pytest.mark.parametrize("status", ["active", "completed"])
+def test_restoring_a_withdrawn_enrollment_sets_a_new_enrollment_date(
+    student: User, course: Course, status: str
+) -> None:
+    enrollment, _ = enroll(student=student, course=course)
+    unenroll(student=student, course=course)
+    set_status(student=student, course=course, status=status)
+    restored = Enrollment.objects.get()
+    assert restored.enrollment_date > enrollment.enrollment_date
+    assert restored.withdrawal_date is None
+
+
 def test_restoring_a_withdrawn_enrollment_needs_a_free_seat(
     make_course: MakeCourse, make_students: MakeStudents
 ) -> None:
