@@ -26,7 +26,7 @@ serve: production-settings .venv/.requirements  ## Serve the site with gunicorn,
 
 missing_settings = $(strip $(foreach name,DATABASE_URL SECRET_KEY,$(if $(value $(name)),,$(name))))
 production-settings:
-	@$(if $(missing_settings),$(error Set $(missing_settings). Example: DATABASE_URL=mysql://user:password@host:3306/name SECRET_KEY=… make serve))
+	@$(if $(missing_settings),$(error Set these variables: $(missing_settings). Example: DATABASE_URL=mysql://user:password@host:3306/name SECRET_KEY=… make serve))
 
 # Tests and checks must not use the caller's database, cache or settings.
 clean_env := env -u DATABASE_URL -u REDIS_URL -u DEBUG -u ALLOWED_HOSTS -u DJANGO_SETTINGS_MODULE \
@@ -48,13 +48,13 @@ check: .venv/.requirements-dev  ## Run all static checks and build the docs. Run
 	$(check_env) .venv/bin/python manage.py check --deploy --fail-level WARNING
 	$(build_docs)
 
-build_docs := .venv/bin/sphinx-build --quiet -W --keep-going -n -b html docs .cache/docs
+build_docs := .venv/bin/sphinx-build --quiet --fresh-env -W --keep-going -n -b html docs .cache/docs
 
 docs: .venv/.requirements-docs  ## Build the documentation in .cache/docs
 	$(build_docs)
 
 # Every branch of the modules that keep counts and history right must be tested.
-core := enrollments/services.py,enrollments/transitions.py,enrollments/writing.py,enrollments/statements.py,enrollments/history.py,courses/counts/drift.py,courses/fields.py,project/cache.py
+core := enrollments/services.py,enrollments/transitions.py,enrollments/writing.py,enrollments/rows.py,enrollments/statements.py,enrollments/history.py,courses/counts/drift.py,courses/fields.py,project/cache.py
 coverage_run := .venv/bin/python -m coverage run -m pytest $(ARGS)
 
 coverage: .venv/.requirements-test  ## Measure branch coverage of the tests on both databases

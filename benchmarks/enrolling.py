@@ -1,286 +1,344 @@
-"""One student after the other: in one course by many writers, in courses of many rows."""
+"""Enroll one student after another: with many writers on one course, and in large courses."""
 
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, partial
-from typing import Any
 from unittest.mock import patch
 
-import MySQLdb
+from computedfields.handlers import get_old_handler, postsave_handler
 from django.contrib.auth import get_user_model
+from django.contrib.auth.models import User
 from django.db import DatabaseError, transaction
-from django.db.models import F, Model
+from django.db.models import F, Max, Model, Q
+from django.db.models.signals import post_save, pre_save
+from django.utils import timezone
 
-from benchmarks.apps import computed_fields
-from benchmarks.data import add_rows, add_students, bare_driver, database, student_at
-from benchmarks.measuring import FLOOR, OURS, Run, Way, Work, timed_each
+from benchmarks.databases import (
+    bare_driver,
+    course_model,
+    insert_enrollments,
+    insert_students,
+    new_course,
+    temporary_database,
+)
+from benchmarks.measuring import (
+    FLOOR,
+    PROJECT,
+    Approach,
+    Benchmark,
+    Measurement,
+    Size,
+    run_rounds,
+)
 from benchmarks.models import (
-    ComputedCourse,
     ComputedEnrollment,
     PlainCourse,
     PlainEnrollment,
-    SignalCourse,
     SignalEnrollment,
     TrackedEnrollment,
-    TriggerCourse,
     TriggerEnrollment,
 )
-from benchmarks.sizes import Size
 from courses.models import Course
+from courses.transactions import is_transient
 from enrollments import history
-from enrollments.history import Origin, Source
-from enrollments.models import Enrollment
+from enrollments.history import Action, Origin, Source
+from enrollments.models import Enrollment, EnrollmentEvent
 from enrollments.services import enroll
 from tests.support.processes import run_in_processes
 
-Enroll = Callable[[int, int], object]  # of a student's key and a course's
+PLAIN_ORM = "plain ORM statements, compiled on every call"
+ROW_FIRST = "row first, then F()"
+SIGNAL = "signal with COUNT, save"
 
-MOVE_COUNTER = """
-    UPDATE courses_course SET total_enrollments = total_enrollments + 1
-    WHERE id = %s AND (capacity IS NULL OR capacity > total_enrollments)
-"""
-INSERT_ROW = """
-    INSERT INTO enrollments_enrollment
-        (student_id, course_id, status, enrollment_date)
-    VALUES (%s, %s, 'active', %s)
-"""
-ADD_EVENT = """
-    INSERT INTO enrollments_enrollmentevent
-        (student_id, course_id, status, enrollment_date, action, created_at, source, actor)
-    VALUES (%s, %s, 'active', %s, 'enrolled', %s, 'page', %s)
-"""
+# Many short rounds, because the load of the machine must not look like growth.
+GROWTH_ROUNDS = 5  # for each round of the other benchmarks
+GROWTH_CALLS = 10  # in a round
 
-
-def by_driver(stack: ExitStack) -> Enroll:
-    return by_driver_with(stack.enter_context(bare_driver()), stack)
-
-
-def by_driver_without_history(stack: ExitStack) -> Enroll:
-    return by_driver_with(stack.enter_context(bare_driver()), stack, history=False)
-
-
-def by_driver_with(driver: Any, stack: ExitStack, *, history: bool = True) -> Enroll:
-    cursor = stack.enter_context(driver.cursor())
-
-    def enroll(student: int, course: int) -> None:
-        now = datetime.now(UTC).replace(tzinfo=None)
-        cursor.execute(MOVE_COUNTER, (course,))
-        cursor.execute(INSERT_ROW, (student, course, now))
-        if history:
-            cursor.execute(ADD_EVENT, (student, course, now, now, f"student{student}"))
-        driver.commit()
-
-    return enroll
-
-
-def by_driver_as_django(stack: ExitStack) -> Enroll:
-    driver = stack.enter_context(bare_driver())
-    begun = by_driver_with(driver, stack)
-
-    def enroll(student: int, course: int) -> None:
-        driver.autocommit(False)
-        begun(student, course)
-        driver.autocommit(True)
-
-    return enroll
-
-
-def by_service(stack: ExitStack) -> Enroll:
-    return lambda student, course: enroll(
-        student=student, course=course, origin=Origin(Source.WEBSITE, f"student{student}")
-    )
-
-
-def by_service_without_history(stack: ExitStack) -> Enroll:
-    stack.enter_context(no_history())
-    return by_service(stack)
-
-
-@contextmanager
-def no_history() -> Iterator[None]:
-    """What the services would be without it."""
-    with patch.object(history, "record_events", lambda events: None):
-        yield
-
-
-def row_first(stack: ExitStack) -> Enroll:
-    @transaction.atomic
-    def enroll(student: int, course: int) -> None:
-        PlainEnrollment.objects.create(student_id=student, course_id=course)
-        PlainCourse.objects.filter(pk=course).update(total_enrollments=F("total_enrollments") + 1)
-
-    return enroll
-
-
-def with_simple_history(stack: ExitStack) -> Enroll:
-    @transaction.atomic
-    def enroll(student: int, course: int) -> None:
-        # In our order, so that what is measured is the history and no deadlocks.
-        PlainCourse.objects.filter(pk=course).update(total_enrollments=F("total_enrollments") + 1)
-        row = TrackedEnrollment(student_id=student, course_id=course)
-        row._change_reason = "page"
-        row._history_user = student_named(student)
-        row.save(force_insert=True)
-
-    return enroll
-
-
-def counting_signal(stack: ExitStack) -> Enroll:
-    @transaction.atomic
-    def enroll(student: int, course: int) -> None:
-        SignalEnrollment.objects.create(student_id=student, course_id=course)
-
-    return enroll
-
-
-def lock_first(stack: ExitStack) -> Enroll:
-    @transaction.atomic
-    def enroll(student: int, course_key: int) -> None:
-        course = PlainCourse.objects.select_for_update().get(pk=course_key)
-        PlainEnrollment.objects.create(student_id=student, course=course)
-        course.total_enrollments += 1
-        course.save()
-
-    return enroll
-
-
-def computed_field(stack: ExitStack) -> Enroll:
-    stack.enter_context(computed_fields())
-
-    @transaction.atomic
-    def enroll(student: int, course: int) -> None:
-        ComputedEnrollment.objects.create(student_id=student, course_id=course)
-
-    return enroll
-
-
-def trigger(stack: ExitStack) -> Enroll:
-    return lambda student, course: TriggerEnrollment.objects.create(
-        student_id=student, course_id=course
-    )
+Enroll = Callable[[int, int], object]  # enrolls a student in a course, by primary keys
 
 
 @dataclass(frozen=True)
-class Approach:
+class EnrollApproach:
+    """A way to enroll one student, and the model of its enrollments."""
+
     name: str
-    prepared: Callable[[ExitStack], Enroll]
-    course: type[Model]
-    row: type[Model]
+    prepare: Callable[[], AbstractContextManager[Enroll]]
+    enrollment_model: type[Model] = Enrollment
+
+    @property
+    def course_model(self) -> type[Model]:
+        return course_model(self.enrollment_model)
 
 
-DRIVER = Approach(f"{FLOOR}, bare driver", by_driver, Course, Enrollment)
-SERVICE = Approach(f"{OURS}, enroll()", by_service, Course, Enrollment)
-SIGNAL = Approach("signal with COUNT, save", counting_signal, SignalCourse, SignalEnrollment)
-RIVALS = [
-    DRIVER,
-    Approach("bare driver, no history", by_driver_without_history, Course, Enrollment),
-    Approach(
-        "bare driver, autocommit switched as Django does", by_driver_as_django, Course, Enrollment
-    ),
-    SERVICE,
-    Approach("enroll() without its history", by_service_without_history, Course, Enrollment),
-    Approach(
-        "F(), then row with django-simple-history",
-        with_simple_history,
-        PlainCourse,
-        TrackedEnrollment,
-    ),
-    Approach("row first, then F()", row_first, PlainCourse, PlainEnrollment),
-    SIGNAL,
-    Approach("select_for_update, row, save", lock_first, PlainCourse, PlainEnrollment),
-    Approach("django-computedfields", computed_field, ComputedCourse, ComputedEnrollment),
-    Approach("database trigger", trigger, TriggerCourse, TriggerEnrollment),
-]
-
-
-@cache
-def student_named(key: int) -> Any:
-    """A user as a request has it, not read again for what is measured."""
-    return get_user_model()(pk=key)
-
-
-_numbers = itertools.count(1)
-
-
-def new_course(model: type[Model]) -> int:
-    number = next(_numbers)
-    return model.objects.create(title=f"Course {number}", slug=f"new-{number}").pk
-
-
-def writers(size: Size) -> Iterator[list[Work]]:
-    with database("enrolling"):
-        add_students(max(number * each for number, each in size.writers.items()))
-        for rival in RIVALS:
-            # Processes are forked from one that has done it before.
-            enrol_each(rival, new_course(rival.course), [1])
-        yield [
-            Work(
-                f"writers {number}",
-                f"enroll, one course, {number} writer{'s' if number > 1 else ''}",
-                [Way(rival.name, partial(race, rival, number, each)) for rival in RIVALS],
+def measure_writers(size: Size) -> list[Benchmark]:
+    """Let several processes enroll students in one course, each its own share of them."""
+    with temporary_database("writers"):
+        insert_students(max(writers * share for writers, share in size.writers.items()))
+        for approach in ENROLL_APPROACHES:
+            # Warm up: the writers are forked from this process.
+            enroll_students(approach, new_course(approach.course_model), range(1, 2))
+        benchmarks = [
+            Benchmark(
+                name := f"{writers} writer{'s' if writers > 1 else ''}",
+                f"enroll, one course, {name}",
+                [
+                    Approach(approach.name, partial(_run_writers, approach, writers, share))
+                    for approach in ENROLL_APPROACHES
+                ],
             )
-            for number, each in size.writers.items()
+            for writers, share in size.writers.items()
         ]
+        run_rounds(*benchmarks, rounds=size.rounds)
+    return benchmarks
 
 
-def race(rival: Approach, number: int, each: int) -> Run:
-    """So many processes enroll so many students each in one new course."""
-    course = new_course(rival.course)
-    parts = [range(1 + n * each, 1 + (n + 1) * each) for n in range(number)]
-    results = run_in_processes(enrol_each, [(rival, course, part) for part in parts])
-    latencies = [latency for *_, some in results for latency in some]
-    counted = rival.row.objects.filter(course_id=course, status="active").count()
-    stored = rival.course.objects.get(pk=course).total_enrollments
-    return Run(
+def _run_writers(approach: EnrollApproach, writers: int, share: int) -> Measurement:
+    course_pk = new_course(approach.course_model)
+    shares = [range(first, first + share) for first in range(1, writers * share + 1, share)]
+    results = run_in_processes(enroll_students, [(approach, course_pk, each) for each in shares])
+    latencies = [seconds for _, _, latencies in results for seconds in latencies]
+    stored_count = approach.course_model.objects.get(pk=course_pk).total_enrollments
+    true_count = approach.enrollment_model.objects.filter(course_id=course_pk).count()
+    return Measurement(
         seconds=max(end for _, end, _ in results) - min(start for start, _, _ in results),
-        done=len(latencies),
-        failed=number * each - len(latencies),
-        drift=stored - counted,
+        items=len(latencies),
+        failed=writers * share - len(latencies),
+        drift=stored_count - true_count,
         latencies=latencies,
     )
 
 
-def enrol_each(rival: Approach, course: int, students: Any) -> tuple[float, float, list[float]]:
-    """Return when it began and ended, and the seconds of each that succeeded."""
+def enroll_students(
+    approach: EnrollApproach, course_pk: int, students: range
+) -> tuple[float, float, list[float]]:
+    """Return the start, the end, and the seconds of each call that succeeded."""
     latencies = []
-    with ExitStack() as stack:
-        enroll = rival.prepared(stack)
-        began = time.perf_counter()  # the same clock in all processes
+    with approach.prepare() as enroll_student:
+        start = time.perf_counter()  # all processes read the same clock
         for student in students:
-            start = time.perf_counter()
+            call_start = time.perf_counter()
             try:
-                enroll(student, course)
-            except (DatabaseError, MySQLdb.Error):
-                continue
-            latencies.append(time.perf_counter() - start)
-        return began, time.perf_counter(), latencies
+                enroll_student(student, course_pk)
+            except DatabaseError as error:
+                # Count conflicts between writers. Any other error is a fault of the benchmark.
+                if not is_transient(error):
+                    raise
+            else:
+                latencies.append(time.perf_counter() - call_start)
+        return start, time.perf_counter(), latencies
 
 
-def growth(size: Size) -> Iterator[list[Work]]:
-    rivals = [DRIVER, SERVICE, SIGNAL]
-    with database("growing"), ExitStack() as stack:
-        # More than the courses have, so that there is somebody to enroll.
-        students = max(size.growth) * 21 // 20 + 1_000
-        add_students(students)
-        works = []
-        for rows in size.growth:
-            ways = []
-            for rival in rivals:
-                course = new_course(rival.course)
-                add_rows(rival.row, courses=f"SELECT {course} AS id", most=rows, students=students)
-                others = map(partial(student_at, course, students), itertools.count(rows + 1))
-                calls = size.growth_calls if rival is not SIGNAL else size.growth_calls // 5
-                enroll = rival.prepared(stack)
-                ways.append(Way(rival.name, partial(_some, enroll, others, course, calls)))
-            works.append(Work(f"growth {rows}", f"enroll, course of {rows:,} rows", ways))
-        yield works
+def measure_growth(size: Size) -> list[Benchmark]:
+    """Enroll students in courses that have different numbers of rows."""
+    approaches = [
+        approach
+        for approach in ENROLL_APPROACHES
+        if approach.name == SIGNAL or approach.name.startswith((FLOOR, PROJECT))
+    ]
+    with temporary_database("growth"):
+        rounds = size.rounds * GROWTH_ROUNDS
+        insert_students(max(size.growth) + rounds * GROWTH_CALLS)
+        benchmarks = [
+            Benchmark(
+                name := f"course of {rows:,} rows",
+                f"enroll, {name}",
+                [_enroll_in_large_course(approach, rows) for approach in approaches],
+                course_size=rows,
+            )
+            for rows in size.growth
+        ]
+        run_rounds(*benchmarks, rounds=rounds)
+    return benchmarks
 
 
-def _some(enroll: Enroll, students: Iterator[int], course: int, calls: int) -> Run:
-    return timed_each(
-        partial(enroll, student, course) for student in itertools.islice(students, calls)
+def _enroll_in_large_course(approach: EnrollApproach, rows: int) -> Approach:
+    course_pk = new_course(approach.course_model)
+    insert_enrollments(
+        per_course=rows, courses=f"id = {course_pk}", model=approach.enrollment_model
     )
+    first_students = itertools.count(rows + 1, GROWTH_CALLS)
+
+    def measure() -> Measurement:
+        first = next(first_students)
+        students = range(first, first + GROWTH_CALLS)
+        start, end, latencies = enroll_students(approach, course_pk, students)
+        return Measurement(end - start, len(latencies), latencies=latencies)
+
+    return Approach(approach.name, measure)
+
+
+# The approaches -----------------------------------------------------------------
+
+TAKE_SEAT = """
+    UPDATE courses_course SET total_enrollments = total_enrollments + 1
+    WHERE id = %s AND (capacity IS NULL OR capacity > total_enrollments)
+"""
+INSERT_ENROLLMENT = """
+    INSERT INTO enrollments_enrollment (student_id, course_id, status, enrollment_date)
+    VALUES (%s, %s, 'active', %s)
+"""
+INSERT_EVENT = """
+    INSERT INTO enrollments_enrollmentevent
+        (student_id, course_id, status, enrollment_date, action, created_at, source, actor)
+    VALUES (%s, %s, 'active', %s, 'enrolled', %s, 'website', %s)
+"""
+
+
+@contextmanager
+def enroll_with_driver(
+    *, has_history: bool = True, switch_autocommit: bool = False
+) -> Iterator[Enroll]:
+    with bare_driver() as driver, driver.cursor() as cursor:
+
+        def enroll_student(student: int, course: int) -> None:
+            if switch_autocommit:
+                driver.autocommit(False)
+            now = datetime.now(UTC).replace(tzinfo=None)
+            cursor.execute(TAKE_SEAT, (course,))
+            cursor.execute(INSERT_ENROLLMENT, (student, course, now))
+            if has_history:
+                cursor.execute(INSERT_EVENT, (student, course, now, now, f"student{student}"))
+            driver.commit()
+            if switch_autocommit:
+                driver.autocommit(True)
+
+        yield enroll_student
+
+
+def enroll_with_service(student: int, course: int) -> None:
+    enroll(student=student, course=course, origin=Origin(Source.WEBSITE, f"student{student}"))
+
+
+@contextmanager
+def enroll_without_history() -> Iterator[Enroll]:
+    with disable_history():
+        yield enroll_with_service
+
+
+@contextmanager
+def disable_history() -> Iterator[None]:
+    """Replace the function that inserts events. Raise RuntimeError if events are still inserted."""
+    last_event = EnrollmentEvent.objects.aggregate(Max("pk"))
+    # Raises AttributeError if the function no longer exists.
+    with patch.object(history, "record_events", lambda events: None):
+        yield
+    if EnrollmentEvent.objects.aggregate(Max("pk")) != last_event:
+        raise RuntimeError(
+            "The services inserted events although their history was switched off. "
+            "Update benchmarks.enrolling.disable_history()."
+        )
+
+
+@transaction.atomic
+def enroll_with_plain_orm(student: int, course: int) -> None:
+    """Execute the statements of `enroll()` the usual way."""
+    now = timezone.now()
+    has_free_seat = Q(capacity=None) | Q(capacity__gt=F("total_enrollments"))
+    Course.objects.filter(has_free_seat, pk=course).update(
+        total_enrollments=F("total_enrollments") + 1
+    )
+    enrollment = Enrollment(student_id=student, course_id=course, enrollment_date=now)
+    event = EnrollmentEvent(
+        student_id=student,
+        course_id=course,
+        action=Action.ENROLLED,
+        status=enrollment.status,
+        enrollment_date=now,
+        created_at=now,
+        source=Source.WEBSITE,
+        actor=f"student{student}",
+    )
+    # save() is guarded, so call what Django's own save() calls.
+    enrollment.save_base(force_insert=True)
+    event.save_base(force_insert=True)
+
+
+@transaction.atomic
+def enroll_row_first(student: int, course: int) -> None:
+    PlainEnrollment.objects.create(student_id=student, course_id=course)
+    PlainCourse.objects.filter(pk=course).update(total_enrollments=F("total_enrollments") + 1)
+
+
+@transaction.atomic
+def enroll_with_simple_history(student: int, course: int) -> None:
+    # In the project's order, so that this measures the history and not deadlocks.
+    PlainCourse.objects.filter(pk=course).update(total_enrollments=F("total_enrollments") + 1)
+    row = TrackedEnrollment(student_id=student, course_id=course)
+    row._change_reason = "page"
+    row._history_user = request_user(student)
+    row.save(force_insert=True)
+
+
+@cache
+def request_user(pk: int) -> User:
+    """Return the user of a request, which is not part of the measurement."""
+    return get_user_model()(pk=pk)
+
+
+@transaction.atomic
+def enroll_with_signal(student: int, course: int) -> None:
+    SignalEnrollment.objects.create(student_id=student, course_id=course)
+
+
+@transaction.atomic
+def enroll_lock_first(student: int, course_pk: int) -> None:
+    course = PlainCourse.objects.select_for_update().get(pk=course_pk)
+    PlainEnrollment.objects.create(student_id=student, course=course)
+    course.total_enrollments += 1
+    course.save()
+
+
+@transaction.atomic
+def enroll_with_computed_field(student: int, course: int) -> None:
+    ComputedEnrollment.objects.create(student_id=student, course_id=course)
+
+
+# django-computedfields listens to the signals of every model, which would slow down the others.
+pre_save.disconnect(dispatch_uid="COMP_FIELD_PRESAVE")
+post_save.disconnect(dispatch_uid="COMP_FIELD")
+
+
+@contextmanager
+def connect_computed_fields() -> Iterator[Enroll]:
+    pre_save.connect(get_old_handler)
+    post_save.connect(postsave_handler)
+    try:
+        yield enroll_with_computed_field
+    finally:
+        pre_save.disconnect(get_old_handler)
+        post_save.disconnect(postsave_handler)
+
+
+def enroll_with_trigger(student: int, course: int) -> None:
+    TriggerEnrollment.objects.create(student_id=student, course_id=course)
+
+
+ENROLL_APPROACHES = [
+    EnrollApproach(f"{FLOOR}: bare driver", enroll_with_driver),
+    EnrollApproach("bare driver, no history", partial(enroll_with_driver, has_history=False)),
+    EnrollApproach(
+        "bare driver, switching autocommit like Django",
+        partial(enroll_with_driver, switch_autocommit=True),
+    ),
+    EnrollApproach(f"{PROJECT}: enroll()", partial(nullcontext, enroll_with_service)),
+    EnrollApproach("enroll() without its history", enroll_without_history),
+    EnrollApproach(PLAIN_ORM, partial(nullcontext, enroll_with_plain_orm)),
+    EnrollApproach(
+        "F(), then row with django-simple-history",
+        partial(nullcontext, enroll_with_simple_history),
+        TrackedEnrollment,
+    ),
+    EnrollApproach(ROW_FIRST, partial(nullcontext, enroll_row_first), PlainEnrollment),
+    EnrollApproach(SIGNAL, partial(nullcontext, enroll_with_signal), SignalEnrollment),
+    EnrollApproach(
+        "select_for_update, row, save", partial(nullcontext, enroll_lock_first), PlainEnrollment
+    ),
+    EnrollApproach("django-computedfields", connect_computed_fields, ComputedEnrollment),
+    EnrollApproach(
+        "database trigger", partial(nullcontext, enroll_with_trigger), TriggerEnrollment
+    ),
+]

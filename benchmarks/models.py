@@ -1,6 +1,6 @@
-"""Tables of the peers, with the columns and indexes of the project's own.
+"""Models of the peers, with the columns and indexes of the project's own models.
 
-The peers' have no check constraints, which is in their favour.
+The peers have no check constraints, which is in their favor.
 """
 
 from typing import Any
@@ -13,13 +13,14 @@ from django.dispatch import receiver
 from django.utils import timezone
 from simple_history.models import HistoricalRecords
 
-COUNTED = ["active", "completed"]
+COUNTED_STATUSES = ["active", "completed"]
 
 
 class CourseBase(models.Model):
     title = models.CharField(max_length=200)
     slug = models.SlugField(max_length=200, unique=True)
     capacity = models.PositiveIntegerField(null=True)
+    total_enrollments = models.PositiveIntegerField(default=0)
 
     class Meta:
         abstract = True
@@ -28,17 +29,15 @@ class CourseBase(models.Model):
         return self.title
 
 
-class CountedCourse(CourseBase):
-    total_enrollments = models.PositiveIntegerField(default=0)
-
-    class Meta:
-        abstract = True
+class PlainCourse(CourseBase):
+    """The course of all peers but django-computedfields."""
 
 
 class EnrollmentBase(models.Model):
     student = models.ForeignKey(
         settings.AUTH_USER_MODEL, models.PROTECT, related_name="+", db_index=False
     )
+    course = models.ForeignKey(PlainCourse, models.PROTECT, db_index=False)
     status = models.CharField(max_length=10, default="active")
     enrollment_date = models.DateTimeField(default=timezone.now)
     withdrawal_date = models.DateTimeField(null=True)
@@ -48,70 +47,52 @@ class EnrollmentBase(models.Model):
         constraints = [
             models.UniqueConstraint(fields=["student", "course"], name="%(class)s_unique")
         ]
-        indexes = [models.Index(fields=["course", "status"], name="%(class)s_counting")]
+        indexes = [models.Index(fields=["course", "status"], name="%(class)s_status")]
 
     def __str__(self) -> str:
         return f"{self.student_id} in {self.course_id}"
 
 
-class PlainCourse(CountedCourse):
-    """Counted by the code that writes rows."""
-
-
 class PlainEnrollment(EnrollmentBase):
-    course = models.ForeignKey(
-        PlainCourse, models.PROTECT, related_name="enrollments", db_index=False
-    )
+    """The code that inserts an enrollment updates the counter."""
 
 
 class TrackedEnrollment(EnrollmentBase):
-    """Its history is kept by django-simple-history."""
+    """django-simple-history keeps the history."""
 
-    course = models.ForeignKey(PlainCourse, models.PROTECT, related_name="tracked", db_index=False)
     history = HistoricalRecords(history_change_reason_field=models.CharField(max_length=6))
 
 
-class SignalCourse(CountedCourse):
-    """Counted by a receiver."""
-
-
 class SignalEnrollment(EnrollmentBase):
-    course = models.ForeignKey(
-        SignalCourse, models.PROTECT, related_name="enrollments", db_index=False
-    )
+    """A signal receiver updates the counter."""
 
 
 @receiver(post_save, sender=SignalEnrollment)
-def count_rows(instance: SignalEnrollment, **kwargs: Any) -> None:
+def update_counter(instance: SignalEnrollment, **kwargs: Any) -> None:
     course = instance.course
-    course.total_enrollments = course.enrollments.filter(status__in=COUNTED).count()
+    enrollments = course.signalenrollment_set.filter(status__in=COUNTED_STATUSES)
+    course.total_enrollments = enrollments.count()
     course.save()
 
 
-class TriggerCourse(CountedCourse):
-    """Counted by a trigger of the database."""
-
-
 class TriggerEnrollment(EnrollmentBase):
-    course = models.ForeignKey(
-        TriggerCourse, models.PROTECT, related_name="enrollments", db_index=False
-    )
+    """A database trigger updates the counter."""
 
 
 TRIGGER = """
-    CREATE TRIGGER count_row AFTER INSERT ON benchmarks_triggerenrollment FOR EACH ROW
-    UPDATE benchmarks_triggercourse
+    CREATE TRIGGER update_counter AFTER INSERT ON benchmarks_triggerenrollment FOR EACH ROW
+    UPDATE benchmarks_plaincourse
     SET total_enrollments = total_enrollments + (NEW.status IN ('active', 'completed'))
     WHERE id = NEW.course_id
 """
 
 
 class ComputedCourse(ComputedFieldsModel, CourseBase):
-    """Counted by django-computedfields."""
+    """django-computedfields updates the counter."""
 
     @computed(models.PositiveIntegerField(default=0), depends=[("enrollments", ["status"])])
     def total_enrollments(self) -> int:
-        return self.enrollments.filter(status__in=COUNTED).count() if self.pk else 0
+        return self.enrollments.filter(status__in=COUNTED_STATUSES).count() if self.pk else 0
 
 
 class ComputedEnrollment(EnrollmentBase):
@@ -120,14 +101,12 @@ class ComputedEnrollment(EnrollmentBase):
     )
 
 
-TABLES = [
+PEER_MODELS = [
     PlainCourse,
     PlainEnrollment,
     TrackedEnrollment,
     TrackedEnrollment.history.model,
-    SignalCourse,
     SignalEnrollment,
-    TriggerCourse,
     TriggerEnrollment,
     ComputedCourse,
     ComputedEnrollment,

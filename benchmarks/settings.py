@@ -1,13 +1,13 @@
-"""The project's settings, with what the peers need beside it."""
+"""The settings of the project, with the apps and the cache that the peers need."""
 
 import os
 
 from project.settings import *
 
-INSTALLED_APPS += ["benchmarks.apps.ComputedFieldsConfig", "simple_history", "benchmarks"]
+INSTALLED_APPS += ["computedfields", "simple_history", "benchmarks"]
 LOGGING["root"]["level"] = "ERROR"
-# django-cachalot as its users have it, on the tables that the project keeps from it. It is
-# not installed here: the catalog's runs load and unload it.
+# django-cachalot with its default behavior, on tables that the project never caches. It is not
+# installed as an app: the catalog benchmark switches it on and off.
 CACHES = {
     "default": {
         "BACKEND": "django.core.cache.backends.redis.RedisCache",

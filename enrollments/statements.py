@@ -106,16 +106,9 @@ def _take_seat() -> Query:
     return _update(course, total_enrollments=F("total_enrollments") + 1)
 
 
-def _release_seat() -> Query:
-    course = Course.objects.filter(pk=Parameter(0, Course._meta.pk))
-    return _update(course, total_enrollments=F("total_enrollments") - 1)
-
-
 # Lock a course, check for a free seat and add 1 to its counter. Argument: course_id.
 # No affected row means that the course is full or does not exist.
 take_seat = Statement(_take_seat)
-# Undo take_seat in the same transaction. Argument: course_id.
-release_seat = Statement(_release_seat)
 # Arguments: student_id, course_id, status, enrollment_date, withdrawal_date.
 insert_enrollment = Statement(lambda: _insert(Enrollment))
 # Arguments: the fields of `enrollments.history.Event`.

@@ -7,8 +7,7 @@ course need no locks of their own.
 """
 
 import logging
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
@@ -63,7 +62,7 @@ def enroll_one(student_id: Any, course_id: Any, context: EventContext) -> WriteR
             row = Row(rows.insert_row(student_id, course_id, values), values)
         except IntegrityError:
             # MariaDB, MySQL and SQLite roll back the failed statement only.
-            _release_seat(course_id)
+            _add_to_counter(course_id, -1)
         else:
             event = Event(student_id, course_id, Action.ENROLLED, *values, *context)
             history.record_events([event])
@@ -165,28 +164,16 @@ def erase_once(student_id: Any, context: EventContext) -> int | None:
 # Under the lock of one course ---------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class _Change:
-    """How the rows of one course change. All mappings are by student key."""
-
-    rows: dict[Any, Row]  # after the change, without rows that were inserted in bulk
-    outcomes: Outcomes = field(default_factory=dict)
-    inserts: dict[Any, RowValues] = field(default_factory=dict)
-    updates: dict[Any, tuple[Row, RowValues]] = field(default_factory=dict)
-    delta: int = 0  # of the counter
-    events: list[Event] = field(default_factory=list)
-
-
 def _write_one(
     course: Course, student_id: Any, transition: Transition, context: EventContext
 ) -> WriteResult:
     change = _write_rows(course, {student_id: transition}, context)
-    if change.outcomes[student_id] is Outcome.REJECTED:
+    outcome, row = change.outcomes[student_id], change.rows.get(student_id)
+    if outcome is Outcome.REJECTED:
         raise CourseFull(course)
     history.record_events(change.events)
-    row = change.rows.get(student_id)
     enrollment = None if row is None else rows.make_enrollment(student_id, course.pk, row)
-    return WriteResult(enrollment, change.outcomes[student_id])
+    return WriteResult(enrollment, outcome)
 
 
 def _write_rows(
@@ -194,57 +181,72 @@ def _write_rows(
     transitions: Mapping[Any, Transition],
     context: EventContext,
     other_course_id: Any = None,
-) -> _Change:
+) -> "_Change":
     """Apply transitions to the rows of a locked course, and move its counter.
 
-    The caller records the events. `other_course_id` is set if a student is transferred.
+    Free seats go to students in the given order. `other_course_id` is set if a student is
+    transferred. The caller records the events.
     """
-    change = _plan(course, rows.read_rows(course.pk, list(transitions)), transitions)
-    _require_students_of(change)
+    change = _Change(course, context, other_course_id, rows.read_rows(course.pk, list(transitions)))
+    for student_id, transition in transitions.items():
+        change.outcomes[student_id] = change.plan(student_id, transition)
+    # The foreign key checks inserted rows, unless the database defers that to COMMIT.
+    checked = () if connection.features.can_defer_constraint_checks else change.inserts
+    rows.require_students([k for k in transitions if k not in change.rows and k not in checked])
     _insert(course, change)
-    rows.update_rows(change.updates.values())
-    change.rows |= {key: Row(row.pk, values) for key, (row, values) in change.updates.items()}
+    rows.update_rows(change.updates)
     _move_counter(course, change.delta)
-    change.events = list(_events(course, change, context, other_course_id))
     return change
 
 
-def _plan(
-    course: Course, current: dict[Any, Row], transitions: Mapping[Any, Transition]
-) -> _Change:
-    """Decide what happens to each row. Free seats go to students in the given order."""
-    change = _Change(current)
-    capacity = math.inf if course.capacity is None else course.capacity
-    for student_id, transition in transitions.items():
-        row = current.get(student_id)
+@dataclass(slots=True)
+class _Change:
+    """How the rows of one course change. Mappings are by student key."""
+
+    course: Course
+    context: EventContext
+    other_course_id: Any
+    rows: dict[Any, Row]  # after the change, but without rows that are inserted in bulk
+    outcomes: Outcomes = field(default_factory=dict)
+    inserts: dict[Any, RowValues] = field(default_factory=dict)
+    updates: list[tuple[Row, RowValues]] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    delta: int = 0  # of the counter
+
+    def plan(self, student_id: Any, transition: Transition) -> Outcome:
+        """Decide what happens to the row of one student."""
+        row = self.rows.get(student_id)
         values = transition(row and row.values)
         if values is None:
-            change.outcomes[student_id] = Outcome.UNCHANGED
-            continue
+            return Outcome.UNCHANGED
         delta = values.is_counted - (row is not None and row.values.is_counted)
-        if delta > 0 and course.total_enrollments + change.delta + delta > capacity:
-            change.outcomes[student_id] = Outcome.REJECTED
+        if delta > 0 and not self._has_free_seat():
             REJECTIONS.inc()
-            continue
-        change.delta += delta
+            return Outcome.REJECTED
+        self.delta += delta
+        action = history.action_for(
+            row and row.values.status, values.status, is_transfer=self.other_course_id is not None
+        )
+        self.events.append(
+            Event(student_id, self.course.pk, action, *values, *self.context, self.other_course_id)
+        )
         if row is None:
-            change.outcomes[student_id] = Outcome.CREATED
-            change.inserts[student_id] = values
-        else:
-            change.outcomes[student_id] = _UPDATE_OUTCOMES[delta]
-            change.updates[student_id] = (row, values)
-    return change
+            self.inserts[student_id] = values
+            return Outcome.CREATED
+        self.updates.append((row, values))
+        self.rows[student_id] = Row(row.pk, values)
+        return {1: Outcome.REENROLLED, 0: Outcome.UPDATED, -1: Outcome.WITHDRAWN}[delta]
 
-
-_UPDATE_OUTCOMES = {1: Outcome.REENROLLED, 0: Outcome.UPDATED, -1: Outcome.WITHDRAWN}
+    def _has_free_seat(self) -> bool:
+        capacity = self.course.capacity
+        return capacity is None or self.course.total_enrollments + self.delta < capacity
 
 
 def _insert(course: Course, change: _Change) -> None:
     try:
         if len(change.inserts) == 1:
             ((student_id, values),) = change.inserts.items()
-            pk = rows.insert_row(student_id, course.pk, values)
-            change.rows[student_id] = Row(pk, values)
+            change.rows[student_id] = Row(rows.insert_row(student_id, course.pk, values), values)
         elif change.inserts:
             rows.insert_rows(course.pk, change.inserts)
     except IntegrityError as error:
@@ -254,31 +256,6 @@ def _insert(course: Course, change: _Change) -> None:
         ) from error
 
 
-def _require_students_of(change: _Change) -> None:
-    """Raise the user model's DoesNotExist for a student who has no row and does not exist."""
-    without_row = [student_id for student_id in change.outcomes if student_id not in change.rows]
-    if not connection.features.can_defer_constraint_checks:
-        # The foreign key checks inserted rows at once.
-        without_row = [key for key in without_row if key not in change.inserts]
-    rows.require_students(without_row)
-
-
-def _events(
-    course: Course, change: _Change, context: EventContext, other_course_id: Any
-) -> Iterator[Event]:
-    is_transfer = other_course_id is not None
-    for student_id, outcome in change.outcomes.items():
-        if outcome in (Outcome.UNCHANGED, Outcome.REJECTED):
-            continue
-        if outcome is Outcome.CREATED:
-            old_status, values = None, change.inserts[student_id]
-        else:
-            row, values = change.updates[student_id]
-            old_status = row.values.status
-        action = history.action_for(old_status, values.status, is_transfer=is_transfer)
-        yield Event(student_id, course.pk, action, *values, *context, other_course_id)
-
-
 # The course ---------------------------------------------------------------------------------
 
 
@@ -286,11 +263,6 @@ def _take_seat(course_id: Any) -> bool:
     """Lock a course and take a free seat in one statement. False: it is full, or missing."""
     with connection.cursor() as cursor:
         return statements.take_seat.execute(cursor, course_id) > 0
-
-
-def _release_seat(course_id: Any) -> None:
-    with connection.cursor() as cursor:
-        statements.release_seat.execute(cursor, course_id)
 
 
 def _lock_course(course_id: Any) -> Course:
@@ -319,4 +291,8 @@ def _move_counter(course: Course, delta: int) -> None:
             -delta,
         )
     elif delta:
-        Course.objects.filter(pk=course.pk).update(total_enrollments=F("total_enrollments") + delta)
+        _add_to_counter(course.pk, delta)
+
+
+def _add_to_counter(course_id: Any, delta: int) -> None:
+    Course.objects.filter(pk=course_id).update(total_enrollments=F("total_enrollments") + delta)

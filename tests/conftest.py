@@ -105,3 +105,16 @@ def database_proxy() -> Iterator[TCPProxy]:
         yield proxy
         connection.close()
         settings["HOST"], settings["PORT"] = address
+
+
+@pytest.fixture
+def short_lock_timeout() -> Iterator[None]:
+    """Make the test's own connection wait for a lock for at most a second."""
+    statement = {
+        "mysql": "SET SESSION innodb_lock_wait_timeout = 1",
+        "sqlite": "PRAGMA busy_timeout = 100",
+    }
+    with connection.cursor() as cursor:
+        cursor.execute(statement[connection.vendor])
+    yield
+    connection.close()

@@ -7,7 +7,7 @@ nothing more.
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 CHECK_TIME_LIMIT = 10.0  # seconds
 CHECK_BATCH_SIZE = 250  # courses, so that the last batch takes little time beyond the limit
 MAX_IN_LIST = 999  # keys; MariaDB turns a longer list into a join
-UPDATE_BATCH_SIZE = 100  # rows
 PRUNE_BATCH_SIZE = 1_000  # rows
 
 
@@ -251,7 +250,7 @@ def _update_discrepancies(run: CountRun, batch: Batch) -> None:
     now = timezone.now()
     course_ids = set(batch.course_ids)
     drifted = {course.course_id: course for course in batch.drifted}
-    changed = []
+    still_drifted, correct = [], []
     for row in _unresolved(batch).select_for_update().order_by("pk"):
         if row.course_id not in course_ids:
             continue
@@ -259,35 +258,45 @@ def _update_discrepancies(run: CountRun, batch: Batch) -> None:
             # Another run saw the course drifted after this batch was read.
             if not is_rebuild:
                 drifted.pop(row.course_id, None)
-            continue
-        # A second row of a drifted course is resolved like the row of a correct course.
-        if course := drifted.pop(row.course_id, None):
-            _set_counts(row, run, course, now)
+        elif course := drifted.pop(row.course_id, None):
+            _save_counts(row, course)
+            still_drifted.append(row.pk)
         else:
-            row.resolved_at = now
-        changed.append(row)
-    opened = [
-        _set_counts(CountDiscrepancy(course_id=course.course_id, found_at=now), run, course, now)
+            # The course is correct, or this is its second row.
+            correct.append(row.pk)
+    outcome = {
+        "run": run,
+        "last_seen_at": now,
+        "corrected": is_rebuild,
+        "resolved_at": now if is_rebuild else None,
+    }
+    _update(still_drifted, **outcome)
+    _update(correct, resolved_at=now)
+    CountDiscrepancy.objects.bulk_create(
+        CountDiscrepancy(
+            course_id=course.course_id, found_at=now, **_count_values(course), **outcome
+        )
         for course in drifted.values()
-    ]
-    CountDiscrepancy.objects.bulk_update(changed, _CHANGED_FIELDS, batch_size=UPDATE_BATCH_SIZE)
-    CountDiscrepancy.objects.bulk_create(opened)
+    )
 
 
-_CHANGED_FIELDS = [
-    *("run", "course_title", "stored", "true", "drift"),
-    *("corrected", "last_seen_at", "resolved_at"),
-]
+def _save_counts(row: CountDiscrepancy, course: DriftedCourse) -> None:
+    values = _count_values(course)
+    # Drift that nobody corrects is found again by every check, mostly with the same counts.
+    if any(getattr(row, name) != value for name, value in values.items()):
+        CountDiscrepancy.objects.filter(pk=row.pk).update(**values)
 
 
-def _set_counts(
-    row: CountDiscrepancy, run: CountRun, course: DriftedCourse, now: datetime
-) -> CountDiscrepancy:
-    is_corrected = run.kind == CountRun.Kind.REBUILD
-    row.run = run
-    row.course_title = course.title
-    row.stored, row.true, row.drift = course.stored, course.true, course.drift
-    row.corrected = is_corrected
-    row.last_seen_at = now
-    row.resolved_at = now if is_corrected else None
-    return row
+def _count_values(course: DriftedCourse) -> dict[str, Any]:
+    return {
+        "course_title": course.title,
+        "stored": course.stored,
+        "true": course.true,
+        "drift": course.drift,
+    }
+
+
+def _update(primary_keys: Sequence[int], **values: Any) -> None:
+    for start in range(0, len(primary_keys), MAX_IN_LIST):
+        batch = primary_keys[start : start + MAX_IN_LIST]
+        CountDiscrepancy.objects.filter(pk__in=batch).update(**values)

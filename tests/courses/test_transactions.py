@@ -43,19 +43,6 @@ def check_counts_afterwards() -> Iterator[None]:
     assert drift_by_title() == {}
 
 
-@pytest.fixture
-def short_lock_timeout() -> Iterator[None]:
-    """Make the test's own connection wait for a lock for a second at most."""
-    statement = {
-        "mysql": "SET SESSION innodb_lock_wait_timeout = 1",
-        "sqlite": "PRAGMA busy_timeout = 100",
-    }
-    with connection.cursor() as cursor:
-        cursor.execute(statement[connection.vendor])
-    yield
-    connection.close()
-
-
 def deadlock_error() -> OperationalError:
     return OperationalError(1213, "Deadlock found")
 

@@ -19,8 +19,9 @@ from enrollments import admin as enrollment_admin
 from enrollments.models import Enrollment
 from enrollments.services import CourseFull, enroll, enroll_many, set_status, unenroll
 from tests.support.counts import drift_by_title
+from tests.support.locks import locked_past_the_timeout
 from tests.support.pages import column_values, message_texts, sign_in_staff
-from tests.support.threads import hold_row_lock, run_concurrently
+from tests.support.threads import run_concurrently
 
 Make = Callable[..., Any]
 LIST = "/admin/enrollments/enrollment/"
@@ -311,10 +312,14 @@ def request_for(change: str, enrollment: Enrollment, student: Any) -> tuple[str,
 @pytest.mark.django_db(transaction=True)
 @each_change
 def test_a_change_is_retried_after_a_conflict(
-    staff_client: Client, enrollment: Enrollment, make_students: Make, change: str
+    staff_client: Client,
+    enrollment: Enrollment,
+    make_students: Make,
+    short_lock_timeout: None,
+    change: str,
 ) -> None:
     path, data = request_for(change, enrollment, make_students(1)[0])
-    with hold_row_lock(enrollment.course):
+    with locked_past_the_timeout(enrollment.course):
         page = staff_client.post(path, data, follow=True)
     assert len(message_texts(page)) == 1
     assert len(log_entries()) == 1

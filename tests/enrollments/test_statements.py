@@ -67,15 +67,6 @@ class TestComparedWithTheORM:
         )
         assert executed_by(lambda: execute(statements.take_seat, course.pk)) == orm
 
-    def test_release_seat(self, course: Course) -> None:
-        set_stored_count(course, 2)
-        orm = executed_by(
-            lambda: Course.objects.filter(pk=course.pk).update(
-                total_enrollments=F("total_enrollments") - 1
-            )
-        )
-        assert executed_by(lambda: execute(statements.release_seat, course.pk)) == orm
-
     @pytest.mark.parametrize("status", ["active", "withdrawn"])
     def test_insert_enrollment(
         self, course: Course, make_students: MakeStudents, status: str

@@ -16,12 +16,13 @@ from enrollments.services import enroll
 from enrollments.signals import enrollments_changed
 from tests.support.docs import DOCS, PROJECT, README, code_blocks, python_blocks
 
-PAGES = [README, *sorted(DOCS.rglob("*.md"))]
+PAGES = [README, PROJECT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 MAX_README_WORDS = 900
 PACKAGES = "courses|enrollments|project|tests|benchmarks"
-PATH = re.compile(rf"\b(?:{PACKAGES}|docs)/[\w./-]+\.(?:py|sql|md|html)\b")
+PATH = re.compile(rf"(?<![\w/])(?:{PACKAGES}|docs)/[\w./-]*(?:\.(?:py|sql|md)\b|/(?=`))")
 MODULE = re.compile(rf"`(?!\w+\.csv`)((?:{PACKAGES})(?:\.\w+)+)(?:\(\))?`")
 MAKE_TARGET = re.compile(r"(?:`|^ *)make ([a-z-]+)", re.MULTILINE)
+MAKE_VARIABLE = re.compile(r"(?:`|^ *)make [a-z-]+ ([A-Z]+)=", re.MULTILINE)
 COMMAND = re.compile(r"(?:manage\.py|^ *catalog) ([a-z]\w+)", re.MULTILINE)
 
 
@@ -43,8 +44,11 @@ def test_named_modules_and_attributes_exist(document: Path) -> None:
 
 @pytest.mark.parametrize("document", PAGES, ids=lambda document: str(document.relative_to(PROJECT)))
 def test_named_commands_and_make_targets_exist(document: Path) -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
+    makefile = PROJECT / "Makefile"
+    targets = named_on(makefile, re.compile(r"^([a-z-]+):", re.MULTILINE))
+    variables = named_on(makefile, re.compile(r"^([A-Z]+) [:?]=", re.MULTILINE))
     assert named_on(document, MAKE_TARGET) <= targets
+    assert named_on(document, MAKE_VARIABLE) <= variables
     assert named_on(document, COMMAND) <= get_commands().keys()
 
 

@@ -1,4 +1,4 @@
-"""Course locks on another connection, to force lock timeouts and deadlocks."""
+"""Row locks on another connection, to force lock timeouts and deadlocks."""
 
 import threading
 import time
@@ -6,20 +6,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from django.db import connection, transaction
+from django.db.models import Model
 
 from courses.models import Course
 from tests.support.threads import ConcurrentThread, deadlocks, wait_for_lock_waits
 
 
 @contextmanager
-def locked_past_the_timeout(course: Course) -> Iterator[None]:
-    """Lock a course for longer than a connection with `short_lock_timeout` waits for it."""
+def locked_past_the_timeout(obj: Model) -> Iterator[None]:
+    """Lock a row for longer than a connection with `short_lock_timeout` waits for it."""
     seconds = {"mysql": 2.0, "sqlite": 0.5}[connection.vendor]
     is_locked = threading.Event()
 
     def lock() -> None:
         with transaction.atomic():
-            _lock(course)
+            _lock(obj)
             is_locked.set()
             time.sleep(seconds)
 
@@ -64,5 +65,5 @@ def _run_in_thread(work: Callable[[], None], is_locked: threading.Event) -> Iter
         thread.finish()
 
 
-def _lock(course: Course) -> None:
-    Course.objects.select_for_update().get(pk=course.pk)
+def _lock(obj: Model) -> None:
+    type(obj)._default_manager.select_for_update().get(pk=obj.pk)

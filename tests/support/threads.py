@@ -2,11 +2,10 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
-from django.db import connection, connections, transaction
+from django.db import connection, connections
 
 WAIT_SECONDS = 30.0
 
@@ -60,29 +59,6 @@ def run_concurrently(work: Callable[[], Any]) -> None:
         work()
     else:
         ConcurrentThread(work).start_and_finish()
-
-
-@contextmanager
-def hold_row_lock(obj: Any) -> Iterator[None]:
-    """Lock the row on another connection for longer than this connection waits for locks."""
-    locked = threading.Event()
-
-    @transaction.atomic
-    def lock() -> None:
-        type(obj)._default_manager.select_for_update().get(pk=obj.pk)
-        locked.set()
-        time.sleep(1.5)
-
-    with connection.cursor() as cursor:
-        cursor.execute("SET innodb_lock_wait_timeout = 1")
-    thread = ConcurrentThread(lock)
-    thread.start()
-    assert locked.wait(10), "the concurrent thread did not get the lock"
-    try:
-        yield
-    finally:
-        thread.finish()
-        connection.close()  # Resets the session's lock wait timeout.
 
 
 def wait_for_lock_waits(number: int, *, on_poll: Callable[[], None] = lambda: None) -> None:

@@ -483,14 +483,15 @@ def _alarm_and_repair(shell: Shell) -> None:
 
 def _prune(shell: Shell) -> None:
     """Make one run old enough to be deleted, and run the service of the night."""
-    count = 'mariadb --skip-column-names catalog -e "SELECT COUNT(*) FROM courses_countrun"'
+    run_sql = "mariadb --skip-column-names catalog --execute"
     shell.run(
-        'mariadb catalog -e "UPDATE courses_countrun SET started_at = started_at - INTERVAL 401 '
-        'DAY ORDER BY id LIMIT 1"'
+        f'{run_sql} "UPDATE courses_countrun SET started_at = started_at - INTERVAL 401 DAY '
+        'ORDER BY id LIMIT 1"'
     )
+    old_runs = "SELECT id FROM courses_countrun WHERE started_at < NOW() - INTERVAL 400 DAY"
     shell.run("systemctl is-active catalog-prune.timer")
-    shell.run(f"RUNS=$({count}) && systemctl start catalog-prune.service")
-    shell.run(f'[ "$({count})" -lt "$RUNS" ]')
+    shell.run("systemctl start catalog-prune.service")
+    shell.run(f'[ -z "$({run_sql} "{old_runs}")" ]')
 
 
 def _survive_power_cut(machine: Machine) -> None:

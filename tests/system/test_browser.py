@@ -338,7 +338,7 @@ def test_count_health_checks_counts_and_is_accessible(
     sign_in(page, "staff", is_staff=True, is_superuser=True)
     page.goto("/admin/")
     page.get_by_role("link", name="Count health").click()
-    expect(page.get_by_role("heading", name="never been checked")).to_be_visible()
+    expect(page.get_by_role("heading", name="No check of all courses")).to_be_visible()
     assert find_faults(page, viewport, "#content") == {}
     page.get_by_role("button", name="Check now").click()
     expect(page.locator(".messagelist")).to_contain_text("2 courses checked")
@@ -349,7 +349,7 @@ def test_count_health_checks_counts_and_is_accessible(
     page.get_by_role("button", name="Check now").click()
     expect(page.get_by_role("heading", name="1 of 2 courses drifted")).to_be_visible()
     expect(page.get_by_role("row", name="Wrong")).to_contain_text("+5")
-    chart = page.get_by_role("img", name="Courses that drifted")
+    chart = page.get_by_role("img", name="Drifted courses")
     assert chart.locator("rect.bar.drifted").bounding_box()["height"] > 50
     page.get_by_text("Show as a table").click()
     expect(page.locator("figure").get_by_role("row")).to_have_count(2)

@@ -44,7 +44,7 @@ class TestCountHealth:
     def test_before_the_first_full_check(self, staff_client: Client, courses: list[Course]) -> None:
         run_recorded(CHECK, courses[0])
         text = page_text(staff_client)
-        assert "The counts have never been checked" in text
+        assert "No check of all courses has finished yet" in text
         assert "Partial check" in text
 
     def test_correct_counts_state_the_time_of_the_check(

@@ -24,8 +24,9 @@ from courses.models import CountRun, Course, Subject
 from enrollments.models import Enrollment
 from enrollments.services import enroll, enroll_many, unenroll
 from tests.support.counts import drift_by_title
+from tests.support.locks import locked_past_the_timeout
 from tests.support.pages import column_values, message_texts, run_action, sign_in_staff
-from tests.support.threads import hold_row_lock, run_concurrently
+from tests.support.threads import run_concurrently
 
 Make = Callable[..., Any]
 LIST = "/admin/courses/course/"
@@ -436,10 +437,10 @@ def assert_nothing_deleted(page: HttpResponse, deletion: SimpleNamespace) -> Non
 @pytest.mark.django_db(transaction=True)
 @from_page_and_list
 def test_a_deletion_is_retried_after_a_conflict(
-    staff_client: Client, deletion: SimpleNamespace, way: str
+    staff_client: Client, deletion: SimpleNamespace, short_lock_timeout: None, way: str
 ) -> None:
     path, data = getattr(deletion, way)
-    with hold_row_lock(deletion.obj):
+    with locked_past_the_timeout(deletion.obj):
         page = staff_client.post(path, data, follow=True)
     assert len(message_texts(page)) == 1
     assert deletion.has_happened()

@@ -261,7 +261,7 @@ class TestDiscrepancies:
         assert open_drift() == {"Course 0": 1}
 
     @pytest.mark.parametrize("batch_size", [1, 5, 1000])
-    @pytest.mark.parametrize("max_in_list", [0, 999])
+    @pytest.mark.parametrize("max_in_list", [2, 999])
     def test_every_batch_size_records_the_same(
         self,
         courses: list[Course],

@@ -1,4 +1,3 @@
-import os
 import re
 import runpy
 import subprocess
@@ -57,7 +56,7 @@ def test_the_file_reports_the_result_of_the_last_check(
 
 
 def test_the_counters_of_all_processes_are_added_up(
-    db: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    db: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = tmp_path / "counters"
     for _ in range(2):
@@ -72,11 +71,10 @@ def test_the_counters_of_all_processes_are_added_up(
     assert values["courses_rejections_total"] == 2
     assert values["courses_retries_total"] == values["courses_deadlocks_total"] == 0
     # Starting the site again resets the counters.
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
-    try:
-        runpy.run_path(str(PROJECT / "gunicorn.conf.py"))["on_starting"](None)
-    finally:
-        del os.environ["PROMETHEUS_MULTIPROC_DIR"]
+    for name, value in command_environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(directory))
+    runpy.run_path(str(PROJECT / "gunicorn.conf.py"))["on_starting"](None)
     assert list(directory.iterdir()) == []
 
 

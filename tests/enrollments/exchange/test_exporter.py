@@ -126,6 +126,13 @@ def test_rows_are_read_in_batches_by_primary_key(
     assert not any("OFFSET" in query["sql"] for query in queries)
 
 
+def test_title_that_is_not_a_course_id_is_replaced_by_the_slug(
+    make_course: MakeCourse, student: Any
+) -> None:
+    enroll(student=student, course=make_course(title="Title\twith a tab", slug="slug"))
+    assert export("canvas")[1] == "slug,student1,student,,active"
+
+
 def test_progress_is_the_size_of_each_batch(
     enrollments: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

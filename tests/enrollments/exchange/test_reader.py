@@ -2,6 +2,7 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.support.exchange import (
     OPEN_UNIVERSITY_HEADER,
     read_rows,
 )
+from tests.support.threads import ConcurrentThread
 
 FIRST_LINE = "C1,u1,student,S1,active"
 LINES = [CANVAS_HEADER, FIRST_LINE, "C1,u2,student,S1,active"]
@@ -194,6 +196,23 @@ PLAIN = "\n".join([*LINES, ""])
 )
 def test_compressed_files_are_decompressed(write_file: WriteFile, content: bytes) -> None:
     assert describe(read_rows(write_file(content))) == TWO_STUDENTS
+
+
+def test_zip_is_read_from_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    content = make_zip(enrollments_csv=PLAIN)
+    writer = ConcurrentThread(lambda: pipe.write_bytes(content))
+    writer.start()
+    assert describe(read_rows(pipe)) == TWO_STUDENTS
+    writer.finish()
+
+
+def test_zip_with_an_unknown_compression_method_raises(write_file: WriteFile) -> None:
+    content = bytearray(make_zip(enrollments_csv=PLAIN))
+    content[content.index(b"PK\x01\x02") + 10] = 99  # the method in the central directory
+    with pytest.raises(UnreadableFile, match="cannot be read: That compression method"):
+        read_rows(write_file(bytes(content)))
 
 
 @pytest.mark.parametrize("members", [{}, {"a_csv": PLAIN, "b_csv": PLAIN}])
