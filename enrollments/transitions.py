@@ -114,12 +114,11 @@ def _withdrawn(row: RowValues, now: datetime) -> RowValues:
 
 
 def _fill_dates(registration: Registration, row: RowValues | None, now: datetime) -> RowValues:
+    kept_date = row.enrollment_date if row is not None and row.is_counted else None
+    enrollment_date = registration.enrollment_date or kept_date or now
     is_withdrawn = registration.status == Status.WITHDRAWN
-    enrollment_date = registration.enrollment_date
-    if enrollment_date is None and row is not None and (row.is_counted or is_withdrawn):
-        enrollment_date = row.enrollment_date
     withdrawal_date = (registration.withdrawal_date or now) if is_withdrawn else None
-    return RowValues(registration.status, enrollment_date or now, withdrawal_date)
+    return RowValues(registration.status, enrollment_date, withdrawal_date)
 
 
 def _validate_registration(registration: Registration) -> None:
