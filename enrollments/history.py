@@ -1,7 +1,7 @@
 """The history of enrollments: one event for each change, in the transaction of the change.
 
-Only `enrollments.services` adds events, after the row has changed and under the lock of its
-course. Rows that are older than the history, and rows that bypass the services, have no events.
+Only the services add events, under the lock of the course. Rows that are older than the history,
+and rows that were written without the services, have no events.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple
 
-from django.db import DEFAULT_DB_ALIAS, connections, transaction
+from django.db import connection, transaction
 from django.db.models import QuerySet
 from django.utils import timezone
 
@@ -18,6 +18,7 @@ from courses.transactions import with_latest_rows
 from enrollments import statements
 from enrollments.models import Enrollment, EnrollmentEvent
 from enrollments.signals import enrollments_changed
+from enrollments.transitions import RowValues
 
 Action = EnrollmentEvent.Action
 Source = EnrollmentEvent.Source
@@ -59,6 +60,28 @@ class Event(NamedTuple):
     other_course_id: Any = None
 
 
+def make_event(
+    student_id: Any,
+    course_id: Any,
+    action: str,
+    values: RowValues | None,
+    context: EventContext,
+    other_course_id: Any = None,
+) -> Event:
+    """Return an event. `values` are those of the row after the change; None: it was erased."""
+    status, enrollment_date, withdrawal_date = values or ("", None, None)
+    return Event(
+        student_id,
+        course_id,
+        action,
+        status,
+        enrollment_date,
+        withdrawal_date,
+        *context,
+        other_course_id,
+    )
+
+
 def make_context(origin: Origin) -> EventContext:
     return EventContext(timezone.now(), origin.source, origin.actor[:_MAX_ACTOR_LENGTH])
 
@@ -83,8 +106,7 @@ def record_events(events: Sequence[Event]) -> None:
     """Insert events, and send `enrollments_changed` after COMMIT."""
     if not events:
         return
-    # `connections[…]` is looked up once. `connection` looks it up for each attribute.
-    with connections[DEFAULT_DB_ALIAS].cursor() as cursor:
+    with connection.cursor() as cursor:
         if len(events) == 1:
             statements.insert_event.execute(cursor, *events[0])
         else:

@@ -88,12 +88,21 @@ class NullableRelatedDescriptor(ForwardManyToOneDescriptor):
 
 
 class UnconstrainedForeignKey(models.ForeignKey):
-    """A foreign key to an object that may have been deleted, without a database constraint.
+    """A nullable foreign key that the database does not check. Its object may have been deleted.
 
-    `dumpdata --natural-foreign` works although events outlive their student.
+    Reading the attribute returns None then, so `dumpdata --natural-foreign` works for events that
+    outlive their student.
     """
 
     forward_related_accessor_class = NullableRelatedDescriptor
+
+    def __init__(self, to: Any, **kwargs: Any) -> None:
+        defaults: dict[str, Any] = {
+            "on_delete": models.DO_NOTHING,
+            "null": True,
+            "db_constraint": False,
+        }
+        super().__init__(to, **(defaults | kwargs))
 
     def deconstruct(self) -> tuple[str, str, Sequence[Any], dict[str, Any]]:
         name, _, args, kwargs = super().deconstruct()
@@ -125,16 +134,10 @@ class EnrollmentEvent(models.Model):
     # Erasure events keep only the former user ID.
     student = UnconstrainedForeignKey(
         settings.AUTH_USER_MODEL,
-        models.DO_NOTHING,
-        null=True,
-        db_constraint=False,
         related_name="enrollment_events",
     )
     course = UnconstrainedForeignKey(
         Course,
-        models.DO_NOTHING,
-        null=True,
-        db_constraint=False,
         related_name="enrollment_events",
     )
     action = models.CharField(max_length=20, choices=Action)
@@ -151,9 +154,6 @@ class EnrollmentEvent(models.Model):
     )
     other_course = UnconstrainedForeignKey(
         Course,
-        models.DO_NOTHING,
-        null=True,
-        db_constraint=False,
         db_index=False,
         related_name="+",
         help_text="The other course of a transfer.",

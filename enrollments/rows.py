@@ -31,12 +31,12 @@ def raw_queryset() -> QuerySet:
 
 
 def read_rows(course_id: Any, student_ids: Sequence[Any]) -> dict[Any, Row]:
-    """Return the rows of these students, by student key."""
+    """Return at least the rows of these students, by student key."""
     names = ("student_id", "pk", *RowValues._fields)
     rows = raw_queryset().filter(course=course_id).values_list(*names)
     if len(student_ids) > CHUNK_SIZE and reads_latest_rows():
         # For large batches, reading the whole course is faster than IN lists, unless the course
-        # has more rows than the batch.
+        # has more rows than the batch. A read that must lock its rows reads no others.
         all_rows = list(rows[: len(student_ids) + 1])
         if len(all_rows) <= len(student_ids):
             return _by_student(all_rows)
@@ -122,7 +122,9 @@ def _by_student(rows: Iterable[tuple[Any, ...]]) -> dict[Any, Row]:
 
 
 def _require_matched(matched: int, expected: int) -> None:
-    # On a Galera cluster, other nodes do not see our lock on the course. A row whose course they
-    # change conflicts with us at COMMIT, but a withdrawn row that they erase is simply gone.
+    # A Galera cluster does not share our lock on the course with its other nodes. If a service on
+    # another node moves the counter, we conflict at COMMIT. But erasing a withdrawn row moves no
+    # counter: the row is gone, and nothing conflicts. Raise the code that MariaDB has for this, so
+    # that `retry_transaction` repeats the call.
     if matched != expected:
         raise OperationalError(1020, "Rows were erased on another node since they were read")

@@ -1,4 +1,4 @@
-"""The services: the only code that writes enrollments and moves the counters of their courses.
+"""The services: the only way to write enrollments and to move the counters of their courses.
 
 Every service is one transaction. It changes row, counter and history together or not at all, and
 locks the course before the rows of the course. Called inside a caller's `atomic()`, a service
@@ -54,7 +54,7 @@ def enroll(
     Reactivates a withdrawn enrollment, and leaves a counted one unchanged. Raises CourseFull.
     """
     context = make_context(origin)
-    result = writing.enroll_one(student_key(student), course_key(course), context)
+    result = writing.enroll_student(student_key(student), course_key(course), context)
     assert result.enrollment is not None
     return result.enrollment, result.is_changed
 
@@ -66,7 +66,9 @@ def unenroll(*, student: Model | int, course: Course | int, origin: Origin = SYS
     """
     context = make_context(origin)
     withdraw = transitions.withdraw(context.created_at)
-    return writing.write_one(student_key(student), course_key(course), withdraw, context).is_changed
+    return writing.apply_transition(
+        student_key(student), course_key(course), withdraw, context
+    ).is_changed
 
 
 def leave(*, student: Model | int, course: Course | int, origin: Origin = SYSTEM) -> bool:
@@ -76,7 +78,9 @@ def leave(*, student: Model | int, course: Course | int, origin: Origin = SYSTEM
     """
     context = make_context(origin)
     withdraw = transitions.withdraw_unless_completed(context.created_at)
-    return writing.write_one(student_key(student), course_key(course), withdraw, context).is_changed
+    return writing.apply_transition(
+        student_key(student), course_key(course), withdraw, context
+    ).is_changed
 
 
 def set_status(
@@ -89,7 +93,7 @@ def set_status(
     """
     context = make_context(origin)
     change = transitions.change_status(status, context.created_at)
-    result = writing.write_one(student_key(student), course_key(course), change, context)
+    result = writing.apply_transition(student_key(student), course_key(course), change, context)
     if result.enrollment is None:
         raise NotEnrolled("The student has no enrollment in this course. Call enroll() first.")
     return result.is_changed
@@ -115,7 +119,7 @@ def transfer(
     if source_id == target_id:
         raise ValueError("source and target are the same course.")
     context = make_context(origin)
-    result = writing.transfer_one(student_key(student), source_id, target_id, context)
+    result = writing.transfer_student(student_key(student), source_id, target_id, context)
     assert result.enrollment is not None
     return result.enrollment, result.is_changed
 
@@ -140,8 +144,9 @@ def enroll_many(
     `chunk_size` below 1.
     """
     context = make_context(origin)
-    enroll = dict.fromkeys(student_keys(students), transitions.activate(context.created_at))
-    result = writing.write_in_chunks(course_key(course), enroll, context, chunk_size)
+    activate = transitions.activate(context.created_at)
+    by_student = dict.fromkeys(student_keys(students), activate)
+    result = writing.apply_in_chunks(course_key(course), by_student, context, chunk_size)
     return BulkResult.from_outcomes(result, include_outcomes=outcomes)
 
 
@@ -158,8 +163,9 @@ def unenroll_many(
     `chunk_size` and `outcomes` work as in `enroll_many()`.
     """
     context = make_context(origin)
-    withdraw = dict.fromkeys(student_keys(students), transitions.withdraw(context.created_at))
-    result = writing.write_in_chunks(course_key(course), withdraw, context, chunk_size)
+    withdraw = transitions.withdraw(context.created_at)
+    by_student = dict.fromkeys(student_keys(students), withdraw)
+    result = writing.apply_in_chunks(course_key(course), by_student, context, chunk_size)
     return BulkResult.from_outcomes(result, include_outcomes=outcomes)
 
 
@@ -178,11 +184,11 @@ def register_many(
     unknown, or if a status and its dates contradict each other.
     """
     context = make_context(origin)
-    register = {
+    by_student = {
         student_key(registration.student): transitions.register(registration, context.created_at)
         for registration in registrations
     }
-    result = writing.write_in_chunks(course_key(course), register, context, chunk_size)
+    result = writing.apply_in_chunks(course_key(course), by_student, context, chunk_size)
     return BulkResult.from_outcomes(result, include_outcomes=outcomes)
 
 
@@ -193,6 +199,8 @@ def erase_student(*, student: Model | int, origin: Origin = SYSTEM) -> int:
     says that the enrollment of this user ID was erased.
     """
     student_id = student_key(student)
-    while (erased := writing.erase_once(student_id, make_context(origin))) is None:
-        pass  # enrolled in another course in the meantime
-    return erased
+    while True:
+        # Repeats only if the student was enrolled in one more course in the meantime.
+        erased = writing.try_to_erase(student_id, make_context(origin))
+        if erased is not None:
+            return erased

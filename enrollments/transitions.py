@@ -38,8 +38,8 @@ class Registration:
     """One student's row for `register_many()`. Dates are aware datetimes.
 
     With `overwrite_dates` the row gets exactly these dates. Without it, a row that already has
-    this status keeps its dates; for any other row, a date of None means the date that the row
-    has, or the current time.
+    this status keeps its dates. For any other row, a missing enrollment date is that of a counted
+    row, and otherwise the current time; a missing withdrawal date is the current time.
     """
 
     student: Model | int

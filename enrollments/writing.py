@@ -1,9 +1,14 @@
 """How rows, counter and history change together, under the lock of their course.
 
 Every function that is decorated with `retry_transaction` is one transaction. It locks the course
-row before it reads or writes any enrollment of the course, and several courses in the order of
-their keys: writers of one course queue up and do not deadlock. Under that lock, the rows of the
-course need no locks of their own.
+row before it changes any enrollment of the course, and several courses in the order of their
+keys: writers of one course queue up and do not deadlock. Under that lock, the rows of the course
+need no locks of their own.
+
+The fast path enrolls a student without a row: `UPDATE course` locks the course, checks for a free
+seat and adds 1, then `INSERT enrollment` and `INSERT event` follow. All other changes lock the
+course with `SELECT … FOR UPDATE`, read its rows, decide in Python, and then write rows, counter
+and events.
 """
 
 import logging
@@ -20,7 +25,7 @@ from courses.counts.metrics import REJECTIONS
 from courses.models import Course
 from courses.transactions import retry_transaction
 from enrollments import history, rows, statements
-from enrollments.history import Action, Event, EventContext
+from enrollments.history import Action, Event, EventContext, make_event
 from enrollments.models import Enrollment
 from enrollments.results import CourseFull, NotEnrolled, Outcome, Outcomes
 from enrollments.rows import Row
@@ -41,7 +46,8 @@ class WriteResult(NamedTuple):
 
 
 def _is_same_result(earlier: WriteResult, latest: WriteResult) -> bool:
-    # Each call has a time of its own, so the dates tell our row from one that others wrote.
+    # Each call has a time of its own, so the dates tell our row from one that others wrote. Only
+    # a change that writes no date, such as active to completed, looks the same from others.
     return (
         not latest.is_changed
         and earlier.enrollment is not None
@@ -51,7 +57,7 @@ def _is_same_result(earlier: WriteResult, latest: WriteResult) -> bool:
 
 
 @retry_transaction(is_own_result=_is_same_result)
-def enroll_one(student_id: Any, course_id: Any, context: EventContext) -> WriteResult:
+def enroll_student(student_id: Any, course_id: Any, context: EventContext) -> WriteResult:
     """Enroll one student. A new row takes one UPDATE of the course and two INSERTs."""
     if connection.features.can_defer_constraint_checks:
         # This database would only notice a missing student at COMMIT.
@@ -64,20 +70,22 @@ def enroll_one(student_id: Any, course_id: Any, context: EventContext) -> WriteR
             # MariaDB, MySQL and SQLite roll back the failed statement only.
             _add_to_counter(course_id, -1)
         else:
-            event = Event(student_id, course_id, Action.ENROLLED, *values, *context)
+            event = make_event(student_id, course_id, Action.ENROLLED, values, context)
             history.record_events([event])
             enrollment = rows.make_enrollment(student_id, course_id, row)
             return WriteResult(enrollment, Outcome.CREATED)
     # The student has a row already, or there is no free seat, or the keys do not exist.
-    return _write_one(_lock_course(course_id), student_id, activate(context.created_at), context)
+    return _apply_under_lock(
+        _lock_course(course_id), student_id, activate(context.created_at), context
+    )
 
 
 @retry_transaction(is_own_result=_is_same_result)
-def write_one(
+def apply_transition(
     student_id: Any, course_id: Any, transition: Transition, context: EventContext
 ) -> WriteResult:
     """Apply a transition to the row of one student. Raises CourseFull."""
-    return _write_one(_lock_course(course_id), student_id, transition, context)
+    return _apply_under_lock(_lock_course(course_id), student_id, transition, context)
 
 
 @retry_transaction(
@@ -85,47 +93,47 @@ def write_one(
         {*latest.values()} <= {Outcome.UNCHANGED, Outcome.REJECTED}
     )
 )
-def write_many(
+def apply_transitions(
     course_id: Any, transitions: Mapping[Any, Transition], context: EventContext
 ) -> Outcomes:
     """Apply the transitions to the rows of many students, by student key, in one transaction."""
-    change = _write_rows(_lock_course(course_id), transitions, context)
+    change = _change_rows(_lock_course(course_id), transitions, context)
     history.record_events(change.events)
     return change.outcomes
 
 
-def write_in_chunks(
+def apply_in_chunks(
     course_id: Any,
     transitions: Mapping[Any, Transition],
     context: EventContext,
     chunk_size: int | None,
 ) -> Outcomes:
-    """Like `write_many()`, in one transaction for each chunk. None: one transaction for all."""
+    """Apply transitions in one transaction for each chunk. None: one transaction for all."""
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, not {chunk_size}.")
     remaining = iter(transitions.items())
-    outcomes = write_many(course_id, dict(islice(remaining, chunk_size)), context)
+    outcomes = apply_transitions(course_id, dict(islice(remaining, chunk_size)), context)
     while chunk := dict(islice(remaining, chunk_size)):
-        outcomes |= write_many(course_id, chunk, context)
+        outcomes |= apply_transitions(course_id, chunk, context)
     return outcomes
 
 
 @retry_transaction(is_own_result=_is_same_result)
-def transfer_one(
+def transfer_student(
     student_id: Any, source_id: Any, target_id: Any, context: EventContext
 ) -> WriteResult:
     """Move an active enrollment; return the row in the target and the outcome in the source."""
     courses = _lock_courses([source_id, target_id])
     source, target = courses[source_id], courses[target_id]
     withdraw, enroll = withdraw_active(context.created_at), activate(context.created_at)
-    withdrawal = _write_rows(source, {student_id: withdraw}, context, target.pk)
+    withdrawal = _change_rows(source, {student_id: withdraw}, context, target.pk)
     outcome = withdrawal.outcomes[student_id]
     if outcome is Outcome.UNCHANGED:
         row = rows.read_rows(target.pk, [student_id]).get(student_id)
         if row is None or not row.values.is_counted:
             raise NotEnrolled(f"The student has no active enrollment in “{source.title}”.")
         return WriteResult(rows.make_enrollment(student_id, target.pk, row), outcome)
-    arrival = _write_rows(target, {student_id: enroll}, context, source.pk)
+    arrival = _change_rows(target, {student_id: enroll}, context, source.pk)
     if arrival.outcomes[student_id] is Outcome.REJECTED:
         raise CourseFull(target)
     history.record_events([*withdrawal.events, *arrival.events])
@@ -134,11 +142,11 @@ def transfer_one(
 
 
 @retry_transaction(is_own_result=lambda earlier, latest: latest == 0)
-def erase_once(student_id: Any, context: EventContext) -> int | None:
+def try_to_erase(student_id: Any, context: EventContext) -> int | None:
     """Delete the rows and events of a student and return the number of rows.
 
-    Returns None, and changes nothing, if the student was enrolled in another course while the
-    courses were being locked. Call it again then.
+    The rows are read without a lock to learn which courses to lock. Returns None, and changes
+    nothing, if the student was enrolled in one more course before these were locked.
     """
     rows.require_students([student_id])
     courses = _lock_courses({row.course_id for row in rows.read_rows_of_student(student_id)})
@@ -154,7 +162,7 @@ def erase_once(student_id: Any, context: EventContext) -> int | None:
         _move_counter(courses[enrollment.course_id], -int(enrollment.is_counted))
     history.record_events(
         [
-            Event(student_id, enrollment.course_id, Action.ERASED, "", None, None, *context)
+            make_event(student_id, enrollment.course_id, Action.ERASED, None, context)
             for enrollment in enrollments
         ]
     )
@@ -164,10 +172,10 @@ def erase_once(student_id: Any, context: EventContext) -> int | None:
 # Under the lock of one course ---------------------------------------------------------------
 
 
-def _write_one(
+def _apply_under_lock(
     course: Course, student_id: Any, transition: Transition, context: EventContext
 ) -> WriteResult:
-    change = _write_rows(course, {student_id: transition}, context)
+    change = _change_rows(course, {student_id: transition}, context)
     outcome, row = change.outcomes[student_id], change.rows.get(student_id)
     if outcome is Outcome.REJECTED:
         raise CourseFull(course)
@@ -176,7 +184,7 @@ def _write_one(
     return WriteResult(enrollment, outcome)
 
 
-def _write_rows(
+def _change_rows(
     course: Course,
     transitions: Mapping[Any, Transition],
     context: EventContext,
@@ -187,12 +195,11 @@ def _write_rows(
     Free seats go to students in the given order. `other_course_id` is set if a student is
     transferred. The caller records the events.
     """
-    change = _Change(course, context, other_course_id, rows.read_rows(course.pk, list(transitions)))
+    current_rows = rows.read_rows(course.pk, list(transitions))
+    change = _Change(course, context, other_course_id, current_rows)
     for student_id, transition in transitions.items():
-        change.outcomes[student_id] = change.plan(student_id, transition)
-    # The foreign key checks inserted rows, unless the database defers that to COMMIT.
-    checked = () if connection.features.can_defer_constraint_checks else change.inserts
-    rows.require_students([k for k in transitions if k not in change.rows and k not in checked])
+        change.add(student_id, transition)
+    _require_students_without_row(change)
     _insert(course, change)
     rows.update_rows(change.updates)
     _move_counter(course, change.delta)
@@ -206,40 +213,58 @@ class _Change:
     course: Course
     context: EventContext
     other_course_id: Any
-    rows: dict[Any, Row]  # after the change, but without rows that are inserted in bulk
+    rows: dict[Any, Row]  # as changed so far, without rows that are inserted in bulk
     outcomes: Outcomes = field(default_factory=dict)
     inserts: dict[Any, RowValues] = field(default_factory=dict)
     updates: list[tuple[Row, RowValues]] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     delta: int = 0  # of the counter
 
-    def plan(self, student_id: Any, transition: Transition) -> Outcome:
-        """Decide what happens to the row of one student."""
+    def add(self, student_id: Any, transition: Transition) -> None:
+        """Add the change of one student's row, if there is one."""
         row = self.rows.get(student_id)
         values = transition(row and row.values)
         if values is None:
-            return Outcome.UNCHANGED
+            self.outcomes[student_id] = Outcome.UNCHANGED
+            return
         delta = values.is_counted - (row is not None and row.values.is_counted)
         if delta > 0 and not self._has_free_seat():
+            self.outcomes[student_id] = Outcome.REJECTED
             REJECTIONS.inc()
-            return Outcome.REJECTED
+            return
         self.delta += delta
+        if row is None:
+            self.outcomes[student_id] = Outcome.CREATED
+            self.inserts[student_id] = values
+        else:
+            self.outcomes[student_id] = _UPDATE_OUTCOMES[delta]
+            self.updates.append((row, values))
+            self.rows[student_id] = Row(row.pk, values)
+        is_transfer = self.other_course_id is not None
         action = history.action_for(
-            row and row.values.status, values.status, is_transfer=self.other_course_id is not None
+            row and row.values.status, values.status, is_transfer=is_transfer
         )
         self.events.append(
-            Event(student_id, self.course.pk, action, *values, *self.context, self.other_course_id)
+            make_event(
+                student_id, self.course.pk, action, values, self.context, self.other_course_id
+            )
         )
-        if row is None:
-            self.inserts[student_id] = values
-            return Outcome.CREATED
-        self.updates.append((row, values))
-        self.rows[student_id] = Row(row.pk, values)
-        return {1: Outcome.REENROLLED, 0: Outcome.UPDATED, -1: Outcome.WITHDRAWN}[delta]
 
     def _has_free_seat(self) -> bool:
         capacity = self.course.capacity
         return capacity is None or self.course.total_enrollments + self.delta < capacity
+
+
+_UPDATE_OUTCOMES = {1: Outcome.REENROLLED, 0: Outcome.UPDATED, -1: Outcome.WITHDRAWN}
+
+
+def _require_students_without_row(change: _Change) -> None:
+    """Raise the user model's DoesNotExist for a student who has no row and does not exist."""
+    without_row = [student_id for student_id in change.outcomes if student_id not in change.rows]
+    if not connection.features.can_defer_constraint_checks:
+        # This database checks the foreign keys of inserted rows at once.
+        without_row = [key for key in without_row if key not in change.inserts]
+    rows.require_students(without_row)
 
 
 def _insert(course: Course, change: _Change) -> None:
@@ -280,7 +305,7 @@ def _lock_courses(course_ids: Iterable[Any]) -> dict[Any, Course]:
 
 
 def _move_counter(course: Course, delta: int) -> None:
-    """Add `delta` to the counter of a locked course, after its rows have changed."""
+    """Add `delta` to the counter of a locked course, or recount a counter that is too low."""
     if course.total_enrollments + delta < 0:
         recount_locked(course_pks=[course.pk])
         logger.error(
