@@ -86,10 +86,10 @@ def retry_transaction(
     never cause a retry.
 
     If the connection is lost during COMMIT, nobody knows whether the transaction was committed. A
-    function that is not `idempotent` is not repeated then. Otherwise the next attempt decides:
-    `is_own_result(earlier, latest)` returns whether its result `latest` shows that the
-    unconfirmed attempt with the result `earlier` was committed. If so, the `on_commit()`
-    callbacks of that attempt run, and `earlier` is returned.
+    function that is not `idempotent` is not repeated then. An idempotent function is repeated.
+    `is_own_result(earlier, latest)` then returns whether the unconfirmed attempt with the result
+    `earlier` was committed; `latest` is the result of the repetition. If it was, the
+    `on_commit()` callbacks of the unconfirmed attempt run, and `earlier` is returned.
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
@@ -104,7 +104,7 @@ def retry_transaction(
                 result = call.attempt()
             except Exception as error:
                 result = call.retry_after(error)
-                for unconfirmed in call.unconfirmed_results:
+                for unconfirmed in reversed(call.unconfirmed_results):
                     if is_own_result and is_own_result(unconfirmed.result, result):
                         unconfirmed.run_callbacks()
                         return unconfirmed.result

@@ -108,12 +108,28 @@ def record_events(events: Sequence[Event]) -> None:
         return
     with connection.cursor() as cursor:
         if len(events) == 1:
-            statements.insert_event.execute(cursor, *events[0])
+            statements.INSERT_EVENT.execute(cursor, *events[0])
         else:
-            statements.insert_event.execute_many(cursor, events)
+            statements.INSERT_EVENT.execute_many(cursor, events)
     if enrollments_changed.has_listeners(Enrollment):
         send = enrollments_changed.send_robust
         transaction.on_commit(partial(send, sender=Enrollment, events=list(events)))
+
+
+def is_recorded(events: Sequence[Event]) -> bool:
+    """Return whether the transaction that recorded these events was committed.
+
+    The time of the call tells its events from equal changes by others.
+    """
+    if not events:
+        return False
+    first = events[0]
+    return (
+        QuerySet(EnrollmentEvent)
+        .filter(student=first.student_id, course=first.course_id, action=first.action)
+        .filter(created_at=first.created_at)
+        .exists()
+    )
 
 
 def event_pks(student_id: Any) -> list[Any]:

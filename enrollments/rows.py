@@ -54,7 +54,7 @@ def read_rows_of_student(student_id: Any) -> list[Enrollment]:
 def insert_row(student_id: Any, course_id: Any, values: RowValues) -> Any:
     """Insert a row and return its key. Raises IntegrityError."""
     with connection.cursor() as cursor:
-        statements.insert_enrollment.execute(cursor, student_id, course_id, *values)
+        statements.INSERT_ENROLLMENT.execute(cursor, student_id, course_id, *values)
         return cursor.lastrowid
 
 
@@ -62,7 +62,7 @@ def insert_rows(course_id: Any, values_by_student: Mapping[Any, RowValues]) -> N
     """Insert many rows. Raises IntegrityError, with some of the rows inserted."""
     rows = [(student_id, course_id, *values) for student_id, values in values_by_student.items()]
     with connection.cursor() as cursor:
-        statements.insert_enrollment.execute_many(cursor, rows)
+        statements.INSERT_ENROLLMENT.execute_many(cursor, rows)
 
 
 def update_rows(updates: Iterable[tuple[Row, RowValues]]) -> None:
@@ -89,10 +89,6 @@ def make_enrollment(student_id: Any, course_id: Any, row: Row) -> Enrollment:
     )
     enrollment._state.adding, enrollment._state.db = False, DEFAULT_DB_ALIAS
     return enrollment
-
-
-def row_values(enrollment: Enrollment) -> RowValues:
-    return RowValues(enrollment.status, enrollment.enrollment_date, enrollment.withdrawal_date)
 
 
 def require_students(student_ids: Sequence[Any]) -> None:

@@ -203,4 +203,4 @@ def erase_student(*, student: Model | int, origin: Origin = SYSTEM) -> int:
         # Repeats only if the student was enrolled in one more course in the meantime.
         erased = writing.try_to_erase(student_id, make_context(origin))
         if erased is not None:
-            return erased
+            return erased.number

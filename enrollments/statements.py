@@ -100,7 +100,7 @@ def _insert(model: type[Model]) -> Query:
     return query
 
 
-def _take_seat() -> Query:
+def _build_take_seat() -> Query:
     has_free_seat = Q(capacity=None) | Q(capacity__gt=F("total_enrollments"))
     course = Course.objects.filter(has_free_seat, pk=Parameter(0, Course._meta.pk))
     return _update(course, total_enrollments=F("total_enrollments") + 1)
@@ -108,8 +108,8 @@ def _take_seat() -> Query:
 
 # Lock a course, check for a free seat and add 1 to its counter. Argument: course_id.
 # No affected row means that the course is full or does not exist.
-take_seat = Statement(_take_seat)
+TAKE_SEAT = Statement(_build_take_seat)
 # Arguments: student_id, course_id, status, enrollment_date, withdrawal_date.
-insert_enrollment = Statement(lambda: _insert(Enrollment))
+INSERT_ENROLLMENT = Statement(lambda: _insert(Enrollment))
 # Arguments: the fields of `enrollments.history.Event`.
-insert_event = Statement(lambda: _insert(EnrollmentEvent))
+INSERT_EVENT = Statement(lambda: _insert(EnrollmentEvent))

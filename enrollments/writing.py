@@ -12,7 +12,7 @@ and events.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
@@ -39,24 +39,28 @@ class WriteResult(NamedTuple):
 
     enrollment: Enrollment | None  # None: there is no row
     outcome: Outcome
+    events: Sequence[Event] = ()
 
     @property
     def is_changed(self) -> bool:
         return self.outcome is not Outcome.UNCHANGED
 
 
-def _is_same_result(earlier: WriteResult, latest: WriteResult) -> bool:
-    # Each call has a time of its own, so the dates tell our row from one that others wrote. Only
-    # a change that writes no date, such as active to completed, looks the same from others.
-    return (
-        not latest.is_changed
-        and earlier.enrollment is not None
-        and latest.enrollment is not None
-        and rows.row_values(earlier.enrollment) == rows.row_values(latest.enrollment)
-    )
+class BulkWriteResult(NamedTuple):
+    outcomes: Outcomes
+    events: Sequence[Event]
 
 
-@retry_transaction(is_own_result=_is_same_result)
+class EraseResult(NamedTuple):
+    number: int  # of rows
+    events: Sequence[Event]
+
+
+def _is_own_result(earlier: Any, latest: Any) -> bool:
+    return not latest.events and history.is_recorded(earlier.events)
+
+
+@retry_transaction(is_own_result=_is_own_result)
 def enroll_student(student_id: Any, course_id: Any, context: EventContext) -> WriteResult:
     """Enroll one student. A new row takes one UPDATE of the course and two INSERTs."""
     if connection.features.can_defer_constraint_checks:
@@ -73,14 +77,14 @@ def enroll_student(student_id: Any, course_id: Any, context: EventContext) -> Wr
             event = make_event(student_id, course_id, Action.ENROLLED, values, context)
             history.record_events([event])
             enrollment = rows.make_enrollment(student_id, course_id, row)
-            return WriteResult(enrollment, Outcome.CREATED)
+            return WriteResult(enrollment, Outcome.CREATED, [event])
     # The student has a row already, or there is no free seat, or the keys do not exist.
     return _apply_under_lock(
         _lock_course(course_id), student_id, activate(context.created_at), context
     )
 
 
-@retry_transaction(is_own_result=_is_same_result)
+@retry_transaction(is_own_result=_is_own_result)
 def apply_transition(
     student_id: Any, course_id: Any, transition: Transition, context: EventContext
 ) -> WriteResult:
@@ -88,18 +92,14 @@ def apply_transition(
     return _apply_under_lock(_lock_course(course_id), student_id, transition, context)
 
 
-@retry_transaction(
-    is_own_result=lambda earlier, latest: (
-        {*latest.values()} <= {Outcome.UNCHANGED, Outcome.REJECTED}
-    )
-)
+@retry_transaction(is_own_result=_is_own_result)
 def apply_transitions(
     course_id: Any, transitions: Mapping[Any, Transition], context: EventContext
-) -> Outcomes:
+) -> BulkWriteResult:
     """Apply the transitions to the rows of many students, by student key, in one transaction."""
     change = _change_rows(_lock_course(course_id), transitions, context)
     history.record_events(change.events)
-    return change.outcomes
+    return BulkWriteResult(change.outcomes, change.events)
 
 
 def apply_in_chunks(
@@ -112,13 +112,13 @@ def apply_in_chunks(
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, not {chunk_size}.")
     remaining = iter(transitions.items())
-    outcomes = apply_transitions(course_id, dict(islice(remaining, chunk_size)), context)
+    outcomes = apply_transitions(course_id, dict(islice(remaining, chunk_size)), context).outcomes
     while chunk := dict(islice(remaining, chunk_size)):
-        outcomes |= apply_transitions(course_id, chunk, context)
+        outcomes |= apply_transitions(course_id, chunk, context).outcomes
     return outcomes
 
 
-@retry_transaction(is_own_result=_is_same_result)
+@retry_transaction(is_own_result=_is_own_result)
 def transfer_student(
     student_id: Any, source_id: Any, target_id: Any, context: EventContext
 ) -> WriteResult:
@@ -136,14 +136,15 @@ def transfer_student(
     arrival = _change_rows(target, {student_id: enroll}, context, source.pk)
     if arrival.outcomes[student_id] is Outcome.REJECTED:
         raise CourseFull(target)
-    history.record_events([*withdrawal.events, *arrival.events])
+    events = [*withdrawal.events, *arrival.events]
+    history.record_events(events)
     enrollment = rows.make_enrollment(student_id, target.pk, arrival.rows[student_id])
-    return WriteResult(enrollment, outcome)
+    return WriteResult(enrollment, outcome, events)
 
 
-@retry_transaction(is_own_result=lambda earlier, latest: latest == 0)
-def try_to_erase(student_id: Any, context: EventContext) -> int | None:
-    """Delete the rows and events of a student and return the number of rows.
+@retry_transaction(is_own_result=_is_own_result)
+def try_to_erase(student_id: Any, context: EventContext) -> EraseResult | None:
+    """Delete the rows and events of a student, and add an event for each row.
 
     The rows are read without a lock to learn which courses to lock. Returns None, and changes
     nothing, if the student was enrolled in one more course before these were locked.
@@ -160,13 +161,12 @@ def try_to_erase(student_id: Any, context: EventContext) -> int | None:
     for enrollment in enrollments:
         rows.delete_row(enrollment)
         _move_counter(courses[enrollment.course_id], -int(enrollment.is_counted))
-    history.record_events(
-        [
-            make_event(student_id, enrollment.course_id, Action.ERASED, None, context)
-            for enrollment in enrollments
-        ]
-    )
-    return len(enrollments)
+    events = [
+        make_event(student_id, enrollment.course_id, Action.ERASED, None, context)
+        for enrollment in enrollments
+    ]
+    history.record_events(events)
+    return EraseResult(len(enrollments), events)
 
 
 # Under the lock of one course ---------------------------------------------------------------
@@ -181,7 +181,7 @@ def _apply_under_lock(
         raise CourseFull(course)
     history.record_events(change.events)
     enrollment = None if row is None else rows.make_enrollment(student_id, course.pk, row)
-    return WriteResult(enrollment, outcome)
+    return WriteResult(enrollment, outcome, change.events)
 
 
 def _change_rows(
@@ -287,7 +287,7 @@ def _insert(course: Course, change: _Change) -> None:
 def _take_seat(course_id: Any) -> bool:
     """Lock a course and take a free seat in one statement. False: it is full, or missing."""
     with connection.cursor() as cursor:
-        return statements.take_seat.execute(cursor, course_id) > 0
+        return statements.TAKE_SEAT.execute(cursor, course_id) > 0
 
 
 def _lock_course(course_id: Any) -> Course:

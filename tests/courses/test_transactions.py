@@ -381,6 +381,26 @@ class TestLostCommit:
         assert database_proxy.dropped == 1
 
     @pytest.mark.parametrize(
+        "executes_commit",
+        [
+            pytest.param([True, False], id="first attempt committed"),
+            pytest.param([False, True], id="second attempt committed"),
+        ],
+    )
+    def test_two_connections_lost_at_commit_in_one_call(
+        self,
+        course: Course,
+        student: User,
+        database_proxy: TCPProxy,
+        executes_commit: list[bool],
+    ) -> None:
+        database_proxy.drop_repeatedly(b"COMMIT", executes_query=executes_commit)
+        enrollment, changed = enroll(student=student, course=course)
+        assert database_proxy.dropped == 2
+        assert changed is True
+        assert enrollment.pk == Enrollment.objects.get().pk
+
+    @pytest.mark.parametrize(
         ("is_enrolled", "call"),
         [
             pytest.param(
@@ -392,6 +412,13 @@ class TestLostCommit:
                 True,
                 lambda student, course: unenroll(student=student, course=course),
                 id="unenroll",
+            ),
+            pytest.param(
+                True,
+                lambda student, course: set_status(
+                    student=student, course=course, status="completed"
+                ),
+                id="set_status, which changes no date",
             ),
         ],
     )

@@ -25,9 +25,9 @@ from tests.support.enrollments import (
 )
 
 ENROLL_STATEMENTS = {
-    "take_seat": statements.take_seat,
-    "insert_enrollment": statements.insert_enrollment,
-    "insert_event": statements.insert_event,
+    "take_seat": statements.TAKE_SEAT,
+    "insert_enrollment": statements.INSERT_ENROLLMENT,
+    "insert_event": statements.INSERT_EVENT,
 }
 
 
@@ -65,7 +65,7 @@ class TestComparedWithTheORM:
                 total_enrollments=F("total_enrollments") + 1
             )
         )
-        assert executed_by(lambda: execute(statements.take_seat, course.pk)) == orm
+        assert executed_by(lambda: execute(statements.TAKE_SEAT, course.pk)) == orm
 
     @pytest.mark.parametrize("status", ["active", "withdrawn"])
     def test_insert_enrollment(
@@ -84,7 +84,7 @@ class TestComparedWithTheORM:
         orm = executed_by(lambda: orm_row.save_base(force_insert=True))
         compiled = executed_by(
             lambda: execute(
-                statements.insert_enrollment,
+                statements.INSERT_ENROLLMENT,
                 other_student.pk,
                 course.pk,
                 status,
@@ -104,7 +104,7 @@ class TestComparedWithTheORM:
         names = [field.attname for field in EnrollmentEvent._meta.concrete_fields]
         event = EnrollmentEvent(**dict(zip(names[1:], values, strict=True)))
         orm = executed_by(lambda: event.save_base(force_insert=True))
-        assert executed_by(lambda: execute(statements.insert_event, *values)) == orm
+        assert executed_by(lambda: execute(statements.INSERT_EVENT, *values)) == orm
         first, second = EnrollmentEvent.objects.values(*names[1:])
         assert first == second
 
@@ -122,9 +122,9 @@ class TestComparedWithTheORM:
             )
         ]
         for student_id, *values in rows:
-            execute(statements.insert_enrollment, student_id, single.pk, *values)
+            execute(statements.INSERT_ENROLLMENT, student_id, single.pk, *values)
         with connection.cursor() as cursor:
-            statements.insert_enrollment.execute_many(
+            statements.INSERT_ENROLLMENT.execute_many(
                 cursor, [(student_id, many.pk, *values) for student_id, *values in rows]
             )
         columns = ["student", "status", "enrollment_date", "withdrawal_date"]
@@ -143,16 +143,16 @@ class TestTakeSeat:
     ) -> None:
         course = make_course(capacity=capacity)
         set_stored_count(course, stored)
-        assert execute(statements.take_seat, course.pk) == takes_seat
+        assert execute(statements.TAKE_SEAT, course.pk) == takes_seat
         assert stored_count(course) == stored + takes_seat
 
     def test_only_one_course_is_updated(self, make_course: MakeCourse) -> None:
         course, other_course = make_course(), make_course()
-        execute(statements.take_seat, course.pk)
+        execute(statements.TAKE_SEAT, course.pk)
         assert (stored_count(course), stored_count(other_course)) == (1, 0)
 
     def test_a_missing_course_updates_no_row(self, db: None) -> None:
-        assert execute(statements.take_seat, 1) == 0
+        assert execute(statements.TAKE_SEAT, 1) == 0
 
 
 @pytest.mark.parametrize("name", ENROLL_STATEMENTS)

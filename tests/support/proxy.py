@@ -13,7 +13,7 @@ class TCPProxy:
     def __init__(self, host: str, port: int) -> None:
         self._target = (host, port)
         self._drop_at: bytes | None = None
-        self._executes_query = False
+        self._executes_query: list[bool] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.dropped = 0
@@ -25,7 +25,11 @@ class TCPProxy:
         With `executes_query` the server executes the query and the client gets no result.
         Without it the query never reaches the server.
         """
-        self._executes_query = executes_query
+        self.drop_repeatedly(text, executes_query=[executes_query])
+
+    def drop_repeatedly(self, text: bytes, *, executes_query: list[bool]) -> None:
+        """Drop a connection at each of the next queries that contain `text`."""
+        self._executes_query = list(executes_query)
         self._drop_at = text
 
     def close(self) -> None:
@@ -49,9 +53,11 @@ class TCPProxy:
                     (server if source is client else client).sendall(data)
 
     def _drop(self, server: socket.socket, query: bytes) -> None:
-        self._drop_at = None
         self.dropped += 1
-        if self._executes_query:
+        executes_query = self._executes_query.pop(0)
+        if not self._executes_query:
+            self._drop_at = None
+        if executes_query:
             server.sendall(query)
             server.recv(1 << 16)
 
