@@ -13,7 +13,7 @@ import tempfile
 import zipfile
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -61,9 +61,7 @@ class RejectedRow(NamedTuple):
 
 
 @contextmanager
-def open_enrollment_file(
-    *, path: Path, encoding: str | None = None, formats: Iterable[Format] = FORMATS.values()
-) -> Iterator["EnrollmentFile"]:
+def open_enrollment_file(*, path: Path, encoding: str | None = None) -> Iterator["EnrollmentFile"]:
     """Open a file in one of the formats.
 
     The file may be compressed with gzip, bzip2 or xz, or be in a zip file. The path `-` is
@@ -81,13 +79,13 @@ def open_enrollment_file(
                 encoding = "utf-8-sig"
             # Only the rows with undecodable bytes are rejected.
             text = io.TextIOWrapper(stream, encoding=encoding, errors="replace", newline="")
-        yield EnrollmentFile(path, text, formats)
+        yield EnrollmentFile(path, text)
 
 
 class EnrollmentFile:
     """An open file of a known format. Iterate once to get its rows."""
 
-    def __init__(self, path: Path, text: io.TextIOWrapper, formats: Iterable[Format]) -> None:
+    def __init__(self, path: Path, text: io.TextIOWrapper) -> None:
         self.path = path
         self.encoding = text.encoding.upper().removesuffix("-SIG")
         self._lines = _Lines(text)
@@ -95,7 +93,7 @@ class EnrollmentFile:
         with _report_unreadable(path):
             self.header = self._read_header()
         columns = [column.strip().lower() for column in self.header]
-        self.format = self._recognize_format(columns, list(formats))
+        self.format = self._recognize_format(columns)
         # Missing columns get the index of an empty value that is added to each row.
         self._indexes = {
             column: columns.index(column.lower()) if column.lower() in columns else len(columns)
@@ -121,7 +119,8 @@ class EnrollmentFile:
             )
         return header
 
-    def _recognize_format(self, columns: list[str], formats: list[Format]) -> Format:
+    def _recognize_format(self, columns: list[str]) -> Format:
+        formats = FORMATS.values()
         for format in formats:
             if all(columns.count(column.lower()) == 1 for column in format.required_columns):
                 return format

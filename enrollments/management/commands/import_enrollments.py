@@ -12,9 +12,7 @@ from django.template.defaultfilters import pluralize
 from tqdm import tqdm
 
 from courses.management.base import AppCommand
-from enrollments.exchange import available_formats
 from enrollments.exchange.importer import ImportSummary, import_file
-from enrollments.exchange.open_university import add_start_argument
 from enrollments.exchange.reader import RejectedRow, UnreadableFile, open_enrollment_file
 
 
@@ -55,7 +53,6 @@ class Command(AppCommand):
             type=_text_encoding,
             help="for example cp1252 (default: UTF-8, or UTF-16 with a byte order mark)",
         )
-        add_start_argument(parser)
 
     def handle(self, *, verbosity: int, **options: Any) -> None:
         try:
@@ -83,9 +80,8 @@ class Command(AppCommand):
         report: Path | None,
         **options: Any,
     ) -> ImportSummary:
-        formats = available_formats(first_days=dict(options["first_days"])).values()
         with (
-            open_enrollment_file(path=file, encoding=encoding, formats=formats) as opened,
+            open_enrollment_file(path=file, encoding=encoding) as opened,
             self._rejected_rows(report, opened.header) as on_reject,
             self.progress(total=None, unit="row") as bar,
         ):

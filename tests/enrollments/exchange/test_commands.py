@@ -6,7 +6,6 @@ import resource
 import termios
 import threading
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -97,24 +96,6 @@ class TestImportEnrollments:
         make_course(slug="aaa-2013j", capacity=0)
         status, _, error = run_import(write_file(OPEN_UNIVERSITY_HEADER, *LINES))
         assert (status, error) == (1, "Line 2: AAA-2013J is full, no seat for 11391\n")
-
-    def test_start_sets_the_first_day_of_a_presentation(
-        self, run_import: Callable[..., Any], write_file: WriteFile
-    ) -> None:
-        path = write_file(OPEN_UNIVERSITY_HEADER, "AAA,2013J,1,0,", "AAA,Spring,1,0,")
-        status, _, _ = run_import(path, "--start=2013J=2013-10-05", "--start=Spring=2026-03-01")
-        assert status == 0
-        dates = [row[3].date() for row in enrollment_rows()]
-        assert dates == [date(2013, 10, 5), date(2026, 3, 1)]
-
-    @pytest.mark.parametrize("value", ["2013J", "2013J=", "2013J=soon", "2013J=2013-02-30", ""])
-    def test_invalid_start_raises(
-        self, run_import: Callable[..., Any], write_file: WriteFile, value: str
-    ) -> None:
-        path = write_file(OPEN_UNIVERSITY_HEADER, *LINES)
-        with pytest.raises(CommandError, match="argument --start: use PRESENTATION=YYYY-MM-DD"):
-            run_import(path, "--start", value)
-        assert not any(all_rows().values())
 
     def test_report_has_the_rejected_rows_unchanged(
         self, run_import: Callable[..., Any], write_file: WriteFile, tmp_path: Path

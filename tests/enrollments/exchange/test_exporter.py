@@ -147,7 +147,7 @@ def test_progress_is_the_size_of_each_batch(
     ("course", "username", "reason"),
     [
         ({"slug": "other"}, "1", "student 1 in course other: code_module '' is not a module code"),
-        ({"slug": "aaa-last"}, "1", "the first day of presentation 'LAST' is unknown"),
+        ({"slug": "aaa-last"}, "1", "code_presentation 'LAST' is not a presentation code"),
         ({"slug": "aaa-2013j"}, "anna", "id_student 'anna' is not a whole number"),
     ],
 )
