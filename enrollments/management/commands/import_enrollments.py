@@ -1,7 +1,6 @@
 import csv
 import sqlite3
 import sys
-from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +22,7 @@ class Command(AppCommand):
         "each enrollment the status in the file. Enrollments absent from the file are unchanged. "
         "Exit status: 0 if all rows were imported, 1 if some were rejected, 2 if the file is "
         "unreadable or the import was interrupted. An interrupted import keeps what it has "
-        "committed: run it again to finish. Use -v 2 to report the recognized format, too."
+        "committed: run it again to finish."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -31,7 +30,7 @@ class Command(AppCommand):
             "file",
             metavar="FILE",
             type=Path,
-            help="plain, or compressed with gzip, bzip2, xz or zip; - is standard input",
+            help="- is standard input",
         )
         parser.add_argument(
             "--dry-run", action="store_true", help="report what an import would do, change nothing"
@@ -50,13 +49,13 @@ class Command(AppCommand):
         parser.add_argument(
             "--encoding",
             metavar="NAME",
-            type=_text_encoding,
-            help="for example cp1252 (default: UTF-8, or UTF-16 with a byte order mark)",
+            default="utf-8-sig",
+            help="for example cp1252 or utf-16 (default: UTF-8)",
         )
 
     def handle(self, *, verbosity: int, **options: Any) -> None:
         try:
-            summary = self._import(verbosity, **options)
+            summary = self._import(**options)
         except UnreadableFile as error:
             raise self.usage_error(str(error)) from error
         except sqlite3.Error as error:
@@ -73,10 +72,9 @@ class Command(AppCommand):
 
     def _import(
         self,
-        verbosity: int,
         *,
         file: Path,
-        encoding: str | None,
+        encoding: str,
         report: Path | None,
         **options: Any,
     ) -> ImportSummary:
@@ -85,8 +83,6 @@ class Command(AppCommand):
             self._rejected_rows(report, opened.header) as on_reject,
             self.progress(total=None, unit="row") as bar,
         ):
-            if verbosity > 1:
-                self.stdout.write(f"Format: {opened.format.name} in {opened.encoding}.")
             return import_file(
                 file=opened,
                 on_reject=on_reject,
@@ -113,14 +109,6 @@ class Command(AppCommand):
     def _print_rejected(self, row: RejectedRow) -> None:
         with tqdm.external_write_mode():
             self.stderr.write(str(row))
-
-
-def _text_encoding(name: str) -> str:
-    try:
-        "".encode(name)
-    except LookupError:
-        raise ArgumentTypeError(f"use the name of an encoding like cp1252, not {name!r}") from None
-    return name
 
 
 def _describe(summary: ImportSummary) -> str:

@@ -1,5 +1,4 @@
 import csv
-import gzip
 import os
 import pty
 import resource
@@ -83,13 +82,6 @@ class TestImportEnrollments:
         path = write_file(OPEN_UNIVERSITY_HEADER, *LINES)
         assert run_import(path, "--verbosity", "0") == (0, "", "")
 
-    def test_verbosity_2_prints_the_recognized_format(
-        self, run_import: Callable[..., Any], write_file: WriteFile
-    ) -> None:
-        path = write_file(OPEN_UNIVERSITY_HEADER, *LINES)
-        _, output, _ = run_import(path, "--verbosity", "2")
-        assert output.startswith("Format: open-university in UTF-8.\n3 rows: ")
-
     def test_status_is_1_if_a_course_is_full(
         self, run_import: Callable[..., Any], make_course: MakeCourse, write_file: WriteFile
     ) -> None:
@@ -156,7 +148,7 @@ class TestImportEnrollments:
         self, run_import: Callable[..., Any], write_file: WriteFile, name: str
     ) -> None:
         path = write_file(CANVAS_HEADER, "C,u1,student,,active")
-        with pytest.raises(CommandError, match="argument --encoding: use the name of an encoding"):
+        with pytest.raises(CommandError, match=r"cannot be read: .*encoding"):
             run_import(path, "--encoding", name)
 
     def test_full_disk_exits_with_status_2(self, db: None, write_file: WriteFile) -> None:
@@ -229,9 +221,8 @@ class TestImportProcess:
         assert (result.returncode, result.stderr) == (0, "")
         assert len(enrollment_rows()) == 3
 
-    def test_reads_compressed_standard_input(self, write_file: WriteFile) -> None:
-        content = write_file(OPEN_UNIVERSITY_HEADER, *LINES).read_bytes()
-        with write_file(gzip.compress(content), name="enrollments.csv.gz").open() as file:
+    def test_reads_standard_input(self, write_file: WriteFile) -> None:
+        with write_file(OPEN_UNIVERSITY_HEADER, *LINES).open() as file:
             result = manage("import_enrollments", "-", stdin=file)
         assert (result.returncode, result.stderr) == (0, "")
         assert len(enrollment_rows()) == 3
