@@ -75,9 +75,6 @@ def import_file(
 
     with closing(StagingTable()) as staging:
         remaining = staging.add(_parsed_rows(file, summary, reject))
-        for duplicate in staging.remove_duplicates(file.format):
-            remaining -= 1
-            reject(duplicate)
         on_total(remaining)
         for chunk, result in _register_rows(staging.effective_rows(), options):
             for row in chunk:

@@ -26,10 +26,6 @@ class OneRosterFormat(Format):
         "userSourcedId", "role", "primary", "beginDate", "endDate",
     )  # fmt: skip
     required_columns = ("sourcedId", "classSourcedId", "userSourcedId", "role")
-    duplicate_message = (
-        "sourcedId {record_key} already identifies another enrollment on line {first_line}"
-    )
-    accepts_identical_duplicates = True
 
     def parse(self, row: Mapping[str, str]) -> EnrollmentRecord | None:
         if not row["role"]:

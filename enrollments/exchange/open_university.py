@@ -32,7 +32,6 @@ class OpenUniversityFormat(Format):
     name = "open-university"
     columns = required_columns = tuple(_PATTERNS)
     overwrite_dates = True
-    duplicate_message = "student {username} is already in {course_id} on line {first_line}"
 
     def parse(self, row: Mapping[str, str]) -> EnrollmentRecord:
         module, presentation, student, registered, unregistered = (
@@ -41,11 +40,9 @@ class OpenUniversityFormat(Format):
         first_day = _first_day(presentation)
         enrolled = first_day + timedelta(days=int(registered or 0))
         withdrawn = first_day + timedelta(days=int(unregistered)) if unregistered else None
-        course_id = f"{module}-{presentation}"
         return EnrollmentRecord(
-            course_id=course_id,
+            course_id=f"{module}-{presentation}",
             username=student,
-            record_key=f"{course_id.lower()}\0{student}",
             status=Status.WITHDRAWN if withdrawn else Status.ACTIVE,
             enrollment_date=enrolled,
             withdrawal_date=withdrawn,

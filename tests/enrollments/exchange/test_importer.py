@@ -94,8 +94,9 @@ def test_dry_run_changes_nothing_and_returns_the_summary_of_an_import(
         created=3,
         reenrolled=1,
         withdrawn=1,
+        updated=1,
         unchanged=3,
-        rejected=3,
+        rejected=2,
         courses_created=2,
         students_created=2,
     )

@@ -123,9 +123,6 @@ def test_import_of_a_newer_file_updates_statuses_and_dates(db: None, write_file:
         ("AAA,2013J,1,soon,", "date_registration 'soon' is not a number of days"),
         ("AAA,2013J,1,0,--1", "date_unregistration '--1' is not a number of days"),
         ("AAA,2013J,1,0,999999", "date_unregistration '999999' is not a number of days"),
-        ("AAA,2013J,11391,0,", "student 11391 is already in AAA-2013J on line 2"),
-        ("aaa,2013J,11391,0,", "student 11391 is already in aaa-2013J on line 2"),
-        (LINES[0], "student 11391 is already in AAA-2013J on line 2"),
     ],
 )
 def test_invalid_row_is_rejected_and_the_others_are_imported(
@@ -135,6 +132,13 @@ def test_invalid_row_is_rejected_and_the_others_are_imported(
     summary, rejected = import_path(path)
     assert rejected == [f"Line 3: {reason}"]
     assert (summary.rejected, summary.rows, enrollment_rows()) == (1, 4, ROWS)
+
+
+def test_last_row_of_a_student_is_used(db: None, write_file: WriteFile) -> None:
+    lines = ["AAA,2013J,1,0,", "AAA,2013J,2,0,", "aaa,2013J,1,0,9"]
+    summary, rejected = import_path(write_file(OPEN_UNIVERSITY_HEADER, *lines))
+    assert (summary.created, summary.unchanged, rejected) == (2, 1, [])
+    assert [row[1:3] for row in enrollment_rows()] == [("1", "withdrawn"), ("2", "active")]
 
 
 def test_modules_that_differ_in_case_are_the_same_course(db: None, write_file: WriteFile) -> None:
