@@ -25,7 +25,6 @@ class EnrollmentRecord(NamedTuple):
     record_key: str = ""  # distinguishes records of the same student in the same course
     enrollment_date: datetime | None = None
     withdrawal_date: datetime | None = None
-    subject: str = ""
 
 
 class Format(ABC):

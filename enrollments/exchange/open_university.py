@@ -46,7 +46,6 @@ class OpenUniversityFormat(Format):
             status=Status.WITHDRAWN if withdrawn else Status.ACTIVE,
             enrollment_date=enrolled,
             withdrawal_date=withdrawn,
-            subject=module,
         )
 
     def serialize(self, record: EnrollmentRecord) -> dict[str, Any]:

@@ -23,9 +23,7 @@ class StagingTable:
                 line_number INTEGER PRIMARY KEY, slug TEXT, username TEXT, record_key TEXT,
                 status TEXT, pickled_row BLOB, UNIQUE (slug, username, record_key)
             );
-            CREATE TABLE created (
-                kind TEXT, name TEXT, PRIMARY KEY (kind, name)
-            ) WITHOUT ROWID;
+            CREATE TABLE new_student (username TEXT PRIMARY KEY) WITHOUT ROWID;
             """
         )
 
@@ -71,13 +69,13 @@ class StagingTable:
         )
         return (pickle.loads(pickled_row) for (pickled_row,) in rows)
 
-    def record_created(self, created: Iterable[tuple[str, str]]) -> None:
-        """Record the kind and name of created objects. A dry run creates some repeatedly."""
-        self._db.executemany("INSERT OR IGNORE INTO created VALUES (?, ?)", created)
+    def record_new_students(self, usernames: Iterable[str]) -> None:
+        """Record students who were created. A dry run creates a student again in each course."""
+        rows = ((username,) for username in usernames)
+        self._db.executemany("INSERT OR IGNORE INTO new_student VALUES (?)", rows)
 
-    def count_created(self, kind: str) -> int:
-        """Return the number of different objects of a kind that were created."""
-        ((count,),) = self._db.execute("SELECT COUNT(*) FROM created WHERE kind = ?", [kind])
+    def count_new_students(self) -> int:
+        ((count,),) = self._db.execute("SELECT COUNT(*) FROM new_student")
         return count
 
 
