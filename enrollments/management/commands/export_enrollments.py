@@ -2,7 +2,6 @@ from pathlib import Path
 from typing import Any
 
 from django.core.management.base import CommandParser
-from django.template.defaultfilters import pluralize
 
 from courses.management.base import AppCommand
 from enrollments.exchange import FORMATS
@@ -23,19 +22,14 @@ class Command(AppCommand):
         self.add_output_argument(parser)
 
     def handle(self, *, format: str, output: Path | None, **options: Any) -> None:
+        total = Enrollment.objects.count()
         try:
             with (
                 self.output(output) as file,
-                self.progress(
-                    total=Enrollment.objects.count(), unit="row", disable=file.isatty()
-                ) as bar,
+                self.progress(total=total, unit="row", disable=file.isatty()) as bar,
             ):
-                number = export_enrollments(
-                    file=file, format=FORMATS[format], on_progress=bar.update
-                )
+                export_enrollments(file=file, format=FORMATS[format], on_progress=bar.update)
         except UnsupportedRecord as error:
             raise self.usage_error(
                 f"The {format} format cannot represent {error}. Choose another --format."
             ) from error
-        if output and options["verbosity"]:
-            self.stdout.write(f"Wrote {number} enrollment{pluralize(number)} to {output}.")

@@ -301,13 +301,6 @@ class TestExportProcess:
             path.read_text().splitlines()
         )
 
-    def test_reports_the_number_of_rows_in_a_file(self, tmp_path: Path) -> None:
-        path = tmp_path / "export.csv"
-        result = manage("export_courses", "--output", str(path))
-        assert result.stdout == f"Wrote 1 course to {path}.\n"
-        result = manage("export_enrollments", "--output", str(path))
-        assert result.stdout == f"Wrote 1 enrollment to {path}.\n"
-
 
 def run_on_terminal(*arguments: str) -> str:
     """Return everything that a command writes to a terminal."""
