@@ -26,12 +26,7 @@ class Command(AppCommand):
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument(
-            "file",
-            metavar="FILE",
-            type=Path,
-            help="- is standard input",
-        )
+        parser.add_argument("file", metavar="FILE", type=Path, help="- is standard input")
         parser.add_argument(
             "--dry-run", action="store_true", help="report what an import would do, change nothing"
         )
@@ -53,9 +48,24 @@ class Command(AppCommand):
             help="for example cp1252 or utf-16 (default: UTF-8)",
         )
 
-    def handle(self, *, verbosity: int, **options: Any) -> None:
+    def handle(
+        self, *, file: Path, encoding: str, report: Path | None, verbosity: int, **options: Any
+    ) -> None:
         try:
-            summary = self._import(**options)
+            with (
+                open_enrollment_file(path=file, encoding=encoding) as opened,
+                self._rejected_rows(report, opened.header) as on_reject,
+                self.progress(total=None, unit="row") as bar,
+            ):
+                summary = import_file(
+                    file=opened,
+                    on_reject=on_reject,
+                    actor=self.actor_name(),
+                    dry_run=options["dry_run"],
+                    existing_only=options["existing_only"],
+                    on_total=bar.reset,
+                    on_progress=bar.update,
+                )
         except UnreadableFile as error:
             raise self.usage_error(str(error)) from error
         except sqlite3.Error as error:
@@ -70,45 +80,18 @@ class Command(AppCommand):
         if summary.rejected:
             sys.exit(1)
 
-    def _import(
-        self,
-        *,
-        file: Path,
-        encoding: str,
-        report: Path | None,
-        **options: Any,
-    ) -> ImportSummary:
-        with (
-            open_enrollment_file(path=file, encoding=encoding) as opened,
-            self._rejected_rows(report, opened.header) as on_reject,
-            self.progress(total=None, unit="row") as bar,
-        ):
-            return import_file(
-                file=opened,
-                on_reject=on_reject,
-                actor=self.actor_name(),
-                dry_run=options["dry_run"],
-                existing_only=options["existing_only"],
-                on_total=bar.reset,
-                on_progress=bar.update,
-            )
-
     @contextmanager
     def _rejected_rows(
         self, report: Path | None, header: list[str]
     ) -> Iterator[Callable[[RejectedRow], object]]:
         """Yield a function that reports a rejected row."""
         if report is None:
-            yield self._print_rejected
+            yield lambda row: tqdm.write(str(row), file=sys.stderr)
             return
         with self.output(report) as file:
             writer = csv.writer(file)
             writer.writerow(["line", "reason", *header])
             yield lambda row: writer.writerow([row.line_number, row.reason, *row.values])
-
-    def _print_rejected(self, row: RejectedRow) -> None:
-        with tqdm.external_write_mode():
-            self.stderr.write(str(row))
 
 
 def _describe(summary: ImportSummary) -> str:
