@@ -5,5 +5,6 @@ from enrollments.exchange.canvas import CanvasFormat
 from enrollments.exchange.oneroster import OneRosterFormat
 from enrollments.exchange.open_university import OpenUniversityFormat
 
-_ALL_FORMATS: list[Format] = [CanvasFormat(), OneRosterFormat(), OpenUniversityFormat()]
-FORMATS = {format.name: format for format in _ALL_FORMATS}
+FORMATS: dict[str, Format] = {
+    format.name: format for format in (CanvasFormat(), OneRosterFormat(), OpenUniversityFormat())
+}

@@ -30,8 +30,7 @@ class EnrollmentRecord(NamedTuple):
 class Format(ABC):
     """A kind of enrollment file.
 
-    To add a format, write a module with a subclass and add it to
-    `enrollments.exchange.available_formats()`.
+    To add a format, write a module with a subclass and add it to `enrollments.exchange.FORMATS`.
     """
 
     # The value of `--format`.
