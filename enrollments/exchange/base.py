@@ -21,18 +21,16 @@ class EnrollmentRecord(NamedTuple):
 
     course_id: str
     username: str
-    record_key: str  # identifies the record in its file
     status: str
+    record_key: str = ""  # distinguishes records of the same student in the same course
     enrollment_date: datetime | None = None
     withdrawal_date: datetime | None = None
-    subject: str = ""
 
 
 class Format(ABC):
     """A kind of enrollment file.
 
-    To add a format, write a module with a subclass and add it to
-    `enrollments.exchange.available_formats()`.
+    To add a format, write a module with a subclass and add it to `enrollments.exchange.FORMATS`.
     """
 
     # The value of `--format`.
@@ -43,11 +41,6 @@ class Format(ABC):
     required_columns: tuple[str, ...]
     # Whether an import also changes the dates of rows whose status is already right.
     overwrite_dates = False
-    # Why a row is rejected if an earlier row has the same record_key. The message is formatted
-    # with the fields of the record and `first_line`. None: the last row is used instead.
-    duplicate_message: str | None = None
-    # Whether a duplicate is accepted if course, student and status are also the same.
-    accepts_identical_duplicates = False
 
     @abstractmethod
     def parse(self, row: Mapping[str, str]) -> EnrollmentRecord | None:

@@ -28,17 +28,16 @@ class CanvasFormat(Format):
     required_columns = ("course_id", "user_id", "role", "status")
 
     def parse(self, row: Mapping[str, str]) -> EnrollmentRecord | None:
-        course_id, username = row["course_id"], row["user_id"]
         if not row["role"]:
             raise ValueError("role is empty: a role_id without a role is not supported")
         if row["role"].lower() != "student":
             return None
-        if not course_id:
+        if not row["course_id"]:
             raise ValueError("course_id is empty: a section_id without one is not supported")
         return EnrollmentRecord(
-            course_id=course_id,
-            username=username,
-            record_key=f"{course_id.lower()}\0{username}\0{row['section_id']}",
+            course_id=row["course_id"],
+            username=row["user_id"],
+            record_key=row["section_id"],
             status=parse_status(row["status"], _STATUSES),
         )
 

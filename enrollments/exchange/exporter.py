@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any, TextIO
 
 from django.contrib.auth import get_user_model
@@ -31,20 +32,20 @@ _COURSE_COLUMNS = {
 }
 
 
-def export_courses(*, file: TextIO, on_progress: Callable[[int], object]) -> int:
-    """Write all courses with their stored and true counts, and return their number.
+def export_courses(*, file: TextIO, on_progress: Callable[[int], object]) -> None:
+    """Write all courses with their stored and true counts.
 
     `on_progress` gets the number of rows in each batch.
     """
     batches = _batches(Course.objects.with_drift(), [*_COURSE_COLUMNS.values()], on_progress)
     rows = (dict(zip(_COURSE_COLUMNS, row, strict=True)) for batch in batches for row in batch)
-    return _write(file, _COURSE_COLUMNS, rows)
+    _write(file, _COURSE_COLUMNS, rows)
 
 
 def export_enrollments(
     *, file: TextIO, format: Format, on_progress: Callable[[int], object]
-) -> int:
-    """Write all enrollments, and return their number.
+) -> None:
+    """Write all enrollments.
 
     An import into an empty database then creates the same courses, students, enrollments and
     counts, except for details that the format cannot represent. `on_progress` gets the number
@@ -53,7 +54,7 @@ def export_enrollments(
     fields = ["pk", "course_id", "student_id", "status", "enrollment_date", "withdrawal_date"]
     batches = _batches(Enrollment.objects.all(), fields, on_progress)
     rows = (_serialize(record, format) for batch in batches for record in _records(batch))
-    return _write(file, format.columns, rows)
+    _write(file, format.columns, rows)
 
 
 def _batches(
@@ -89,11 +90,10 @@ def _records(batch: list[tuple[Any, ...]]) -> Iterator[EnrollmentRecord]:
 
 def _course_id(course: Course) -> str:
     """Return an ID that the import recognizes: the title if it was made from the ID."""
-    try:
-        is_id = make_slug(course.title) == course.slug.lower()
-    except ValueError:
-        is_id = False
-    return course.title if is_id else course.slug
+    with suppress(ValueError):
+        if make_slug(course.title) == course.slug.lower():
+            return course.title
+    return course.slug
 
 
 def _serialize(record: EnrollmentRecord, format: Format) -> dict[str, Any]:
@@ -104,11 +104,7 @@ def _serialize(record: EnrollmentRecord, format: Format) -> dict[str, Any]:
         raise UnsupportedRecord(f"{name}: {error}") from error
 
 
-def _write(file: TextIO, columns: Iterable[str], rows: Iterable[dict[str, Any]]) -> int:
+def _write(file: TextIO, columns: Iterable[str], rows: Iterable[dict[str, Any]]) -> None:
     writer = csv.DictWriter(file, [*columns])
     writer.writeheader()
-    number = 0
-    for row in rows:
-        writer.writerow(row)
-        number += 1
-    return number
+    writer.writerows(rows)

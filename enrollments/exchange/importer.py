@@ -1,7 +1,7 @@
 """Importing files of any size through the bulk services, in bounded memory."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from operator import attrgetter
@@ -11,7 +11,7 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.hashers import make_password
 from django.db import transaction
 
-from courses.models import Course, Subject
+from courses.models import Course
 from courses.transactions import retry_transaction
 from enrollments.exchange.reader import EnrollmentFile, ParsedRow, RejectedRow, SkippedRow
 from enrollments.exchange.staging import StagingTable
@@ -56,63 +56,42 @@ def import_file(
     that, seats are taken in the order of the file. Enrollments absent from the file are
     unchanged. Committed chunks survive an interruption: run the import again to finish.
 
-    `dry_run` rolls back each transaction. `existing_only` rejects rows whose course or student
-    does not exist. `actor` is recorded in the history. `on_reject` gets each rejected row,
-    `on_total` the number of rows to import, and `on_progress` the number just imported.
-    Raises UnreadableFile; nothing was written then.
+    `dry_run` puts all chunks of a course into one transaction, and rolls it back.
+    `existing_only` rejects rows whose course or student does not exist. `actor` is recorded in
+    the history. `on_reject` gets each rejected row, `on_total` the number of rows to import, and
+    `on_progress` the number just imported.
     """
     summary = ImportSummary()
-    options = _Options(
-        origin=Origin(Source.IMPORT, actor),
-        overwrite_dates=file.format.overwrite_dates,
-        existing_only=existing_only,
-        dry_run=dry_run,
-    )
+    options = _Options(Origin(Source.IMPORT, actor), file.format.overwrite_dates, existing_only)
 
     def reject(row: RejectedRow) -> None:
         summary.rejected += 1
         on_reject(row)
 
+    def count(rows: list[ParsedRow], result: _ChunkResult) -> None:
+        summary.courses_created += result.is_new_course
+        for row in rows:
+            if reason := result.rejections.get(row.record.username):
+                reject(RejectedRow(row.line_number, reason, row.values))
+            else:
+                summary.count(result.outcomes[row.record.username])
+
     with closing(StagingTable()) as staging:
         remaining = staging.add(_parsed_rows(file, summary, reject))
-        for duplicate in staging.remove_duplicates(file.format):
-            remaining -= 1
-            reject(duplicate)
         on_total(remaining)
-        for chunk, result in _register_rows(staging.effective_rows(), options):
-            for row in chunk:
-                if reason := result.rejections.get(row.record.username):
-                    reject(RejectedRow(row.line_number, reason, row.values))
-                else:
-                    summary.count(result.outcomes[row.record.username])
-            staging.record_created(result.created)
-            remaining -= len(chunk)
-            on_progress(len(chunk))
-        summary.courses_created = staging.count_created("course")
-        summary.students_created = staging.count_created("student")
+        for _, rows in groupby(staging.effective_rows(), key=attrgetter("slug")):
+            with _rolled_back() if dry_run else nullcontext():
+                while chunk := list(islice(rows, CHUNK_SIZE)):
+                    result = _register_chunk(chunk, options)
+                    count(chunk, result)
+                    staging.record_new_students(result.new_students)
+                    remaining -= len(chunk)
+                    on_progress(len(chunk))
+        summary.students_created = staging.count_new_students()
     # Of the rows that were not effective, none changed anything.
     summary.unchanged += remaining
     on_progress(remaining)
     return summary
-
-
-@dataclass(frozen=True, slots=True)
-class _Options:
-    origin: Origin
-    overwrite_dates: bool
-    existing_only: bool
-    dry_run: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _ChunkResult:
-    """The result of one transaction. Students are identified by their usernames."""
-
-    outcomes: dict[str, Outcome] = field(default_factory=dict)
-    rejections: dict[str, str] = field(default_factory=dict)  # the reasons by student
-    created: set[tuple[str, str]] = field(default_factory=set)  # ("student", username), …
-    # By how much a dry run has changed the counter of the course in all chunks so far.
-    simulated_change: int = 0
 
 
 def _parsed_rows(
@@ -129,64 +108,72 @@ def _parsed_rows(
                 reject(row)
 
 
-def _register_rows(
-    rows: Iterable[ParsedRow], options: _Options
-) -> Iterator[tuple[list[ParsedRow], _ChunkResult]]:
-    for _, course_rows in groupby(rows, key=attrgetter("slug")):
-        result = _ChunkResult()
-        while chunk := list(islice(course_rows, CHUNK_SIZE)):
-            result = _register_chunk(chunk, options, simulated_change=result.simulated_change)
-            yield chunk, result
+@contextmanager
+def _rolled_back() -> Iterator[None]:
+    with transaction.atomic():
+        yield
+        transaction.set_rollback(True)
 
 
-def _is_own_result(unconfirmed: _ChunkResult, current: _ChunkResult) -> bool:
-    """Return whether the unconfirmed attempt was committed, so that nothing was left to do."""
-    return {*current.outcomes.values()} <= {Outcome.UNCHANGED, Outcome.REJECTED}
+@dataclass(frozen=True, slots=True)
+class _Options:
+    origin: Origin
+    overwrite_dates: bool
+    existing_only: bool
 
 
-@retry_transaction(is_own_result=_is_own_result)
-def _register_chunk(
-    rows: list[ParsedRow], options: _Options, *, simulated_change: int
-) -> _ChunkResult:
-    """Register students in one course, in one transaction.
+@dataclass(frozen=True, slots=True)
+class _ChunkResult:
+    """The result of one transaction. Students are identified by their usernames."""
 
-    A dry run rolls back. Its result has a new `simulated_change`, which must be passed with the
-    next chunk of the course: seats that this chunk would take are then taken.
-    """
+    rejections: dict[str, str]  # the reasons by student
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    new_students: set[str] = field(default_factory=set)
+    is_new_course: bool = False
+
+
+@retry_transaction(
+    # Nothing is left to do if the unconfirmed attempt was committed.
+    is_own_result=lambda earlier, latest: (
+        {*latest.outcomes.values()} <= {Outcome.UNCHANGED, Outcome.REJECTED}
+    )
+)
+def _register_chunk(rows: list[ParsedRow], options: _Options) -> _ChunkResult:
+    """Register students in one course, in one transaction."""
     usernames = [row.record.username for row in rows]
     try:
         course, is_new_course = _get_or_create_course(rows[0], options)
-    except _NoCourse as error:
-        return _ChunkResult(rejections=dict.fromkeys(usernames, str(error)))
-    students, created_students = _get_or_create_students(usernames, options)
-    created = {("student", username) for username in created_students}
-    if is_new_course:
-        created.add(("course", course.slug))
-    if options.dry_run:
-        stored_count = _simulate_taken_seats(course, simulated_change)
-    outcomes = _register_students(course, students, rows, options)
-    if options.dry_run:
-        course.refresh_from_db(fields=["total_enrollments"])
-        simulated_change = course.total_enrollments - stored_count
-        transaction.set_rollback(True)
-    return _ChunkResult(
-        outcomes=outcomes,
-        rejections={
-            row.record.username: _rejection_reason(row, students, options)
+    except ValueError as error:
+        return _ChunkResult(dict.fromkeys(usernames, str(error)))
+    students, new_students = _get_or_create_students(usernames, options)
+    result = register_many(
+        course=course,
+        registrations=[
+            Registration(
+                student=students[row.record.username],
+                enrollment_date=row.record.enrollment_date,
+                withdrawal_date=row.record.withdrawal_date,
+                status=row.record.status,
+                overwrite_dates=options.overwrite_dates,
+            )
             for row in rows
-            if outcomes.get(row.record.username, Outcome.REJECTED) is Outcome.REJECTED
-        },
-        created=created,
-        simulated_change=simulated_change,
+            if row.record.username in students
+        ],
+        outcomes=True,
+        origin=options.origin,
     )
-
-
-class _NoCourse(Exception):
-    """The course of a row does not exist and must not be created. The message is the reason."""
+    assert result.outcomes is not None  # because outcomes=True
+    outcomes = {username: result.outcomes[key] for username, key in students.items()}
+    rejections = {
+        username: _rejection_reason(rows[0].record.course_id, username, students, options)
+        for username in usernames
+        if outcomes.get(username, Outcome.REJECTED) is Outcome.REJECTED
+    }
+    return _ChunkResult(rejections, outcomes, new_students, is_new_course)
 
 
 def _get_or_create_course(row: ParsedRow, options: _Options) -> tuple[Course, bool]:
-    """Return the course of a row and whether it was created. Raises _NoCourse."""
+    """Return the course of a row and whether it is new. Raises ValueError with the reason."""
     course_id, slug = row.record.course_id, row.slug
     # MariaDB's comparison ignores case and accents. Existing slugs may contain capital letters.
     similar = list(Course.objects.filter(slug__in={slug, course_id}))
@@ -194,29 +181,19 @@ def _get_or_create_course(row: ParsedRow, options: _Options) -> tuple[Course, bo
         if course.slug.lower() == slug:
             return course, False
     if similar:
-        raise _NoCourse(
+        raise ValueError(
             f"course {course_id} differs only in accents from the course “{similar[0].title}” "
             f"(slug {similar[0].slug})"
         )
     if options.existing_only:
-        raise _NoCourse(f"course {course_id} does not exist (slug {slug})")
-    subject = row.record.subject
-    defaults = {"title": course_id, "subject": lambda: _get_or_create_subject(subject)}
-    return Course.objects.get_or_create(slug=slug, defaults=defaults)
-
-
-def _get_or_create_subject(name: str) -> Subject | None:
-    if not name:
-        return None
-    # Both the name and the slug are unique, and an existing subject may have another slug.
-    existing = Subject.objects.filter(name=name).first()
-    return existing or Subject.objects.get_or_create(slug=name.lower(), defaults={"name": name})[0]
+        raise ValueError(f"course {course_id} does not exist (slug {slug})")
+    return Course.objects.get_or_create(slug=slug, defaults={"title": course_id})
 
 
 def _get_or_create_students(
     usernames: list[str], options: _Options
 ) -> tuple[dict[str, Any], set[str]]:
-    """Return the primary keys of users by their exact names, and the names that were created.
+    """Return the primary keys of users by their exact names, and the names that are new.
 
     Names are missing if they may not be created, or if this database takes them for the name of
     another user.
@@ -242,42 +219,11 @@ def _user_keys(usernames: Iterable[str]) -> dict[str, Any]:
     return {name: key for name, key in users.values_list("username", "pk") if name in wanted}
 
 
-def _simulate_taken_seats(course: Course, change: int) -> int:
-    """Add the change of rolled-back chunks to the counter, and return the stored count."""
-    stored_count = Course.objects.select_for_update().get(pk=course.pk).total_enrollments
-    simulated_count = max(0, stored_count + change)
-    Course.objects.filter(pk=course.pk).update(total_enrollments=simulated_count)
-    return stored_count
-
-
-def _register_students(
-    course: Course, students: dict[str, Any], rows: list[ParsedRow], options: _Options
-) -> dict[str, Outcome]:
-    """Return the outcomes of those who are in `students`, by username."""
-    result = register_many(
-        course=course,
-        registrations=[
-            Registration(
-                student=students[row.record.username],
-                enrollment_date=row.record.enrollment_date,
-                withdrawal_date=row.record.withdrawal_date,
-                status=row.record.status,
-                overwrite_dates=options.overwrite_dates,
-            )
-            for row in rows
-            if row.record.username in students
-        ],
-        outcomes=True,
-        origin=options.origin,
-    )
-    assert result.outcomes is not None  # because outcomes=True
-    return {username: result.outcomes[key] for username, key in students.items()}
-
-
-def _rejection_reason(row: ParsedRow, students: dict[str, Any], options: _Options) -> str:
-    username = row.record.username
+def _rejection_reason(
+    course_id: str, username: str, students: dict[str, Any], options: _Options
+) -> str:
     if username in students:
-        return f"{row.record.course_id} is full, no seat for {username}"
+        return f"{course_id} is full, no seat for {username}"
     if options.existing_only:
         return f"user {username} does not exist"
     return f"user {username} differs only in case or accents from an existing user"

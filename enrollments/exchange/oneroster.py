@@ -18,7 +18,7 @@ _STATUSES = {
 
 
 class OneRosterFormat(Format):
-    """One row per sourcedId. An export has no completed enrollments: they are active."""
+    """One row per sourcedId. An export has no schools and no completed enrollments."""
 
     name = "oneroster"
     columns = (
@@ -26,14 +26,6 @@ class OneRosterFormat(Format):
         "userSourcedId", "role", "primary", "beginDate", "endDate",
     )  # fmt: skip
     required_columns = ("sourcedId", "classSourcedId", "userSourcedId", "role")
-    duplicate_message = (
-        "sourcedId {record_key} already identifies another enrollment on line {first_line}"
-    )
-    accepts_identical_duplicates = True
-
-    def __init__(self, *, school: str = "") -> None:
-        """`school` is the schoolSourcedId of all exported rows."""
-        self.school = school
 
     def parse(self, row: Mapping[str, str]) -> EnrollmentRecord | None:
         if not row["role"]:
@@ -66,7 +58,6 @@ class OneRosterFormat(Format):
             "status": "tobedeleted" if end_date else "active",
             "dateLastModified": f"{modified.isoformat(timespec='milliseconds')}Z",
             "classSourcedId": record.course_id,
-            "schoolSourcedId": self.school,
             "userSourcedId": record.username,
             "role": "student",
             "primary": "false",

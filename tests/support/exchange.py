@@ -1,13 +1,10 @@
 """Write, read and import enrollment files."""
 
-from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from courses.models import Course
-from enrollments.exchange import FORMATS
-from enrollments.exchange.base import Format
 from enrollments.exchange.importer import ImportSummary, import_file
 from enrollments.exchange.reader import (
     ParsedRow,
@@ -27,22 +24,18 @@ OPEN_UNIVERSITY_HEADER = (
 )
 
 
-def read_rows(
-    path: Path, *, encoding: str | None = None, formats: Iterable[Format] = FORMATS.values()
-) -> list[ParsedRow | SkippedRow | RejectedRow]:
+def read_rows(path: Path, **options: Any) -> list[ParsedRow | SkippedRow | RejectedRow]:
     """Return all rows of a file."""
-    with open_enrollment_file(path=path, encoding=encoding, formats=formats) as file:
+    with open_enrollment_file(path=path, **options) as file:
         return list(file)
 
 
-def import_path(
-    path: Path, *, formats: Iterable[Format] = FORMATS.values(), **options: Any
-) -> tuple[ImportSummary, list[str]]:
+def import_path(path: Path, **options: Any) -> tuple[ImportSummary, list[str]]:
     """Import a file, check that its totals add up, and return them with the rejected rows."""
     rejected: list[RejectedRow] = []
     totals: list[int] = []
     progress: list[int] = []
-    with open_enrollment_file(path=path, formats=formats) as file:
+    with open_enrollment_file(path=path) as file:
         summary = import_file(
             file=file,
             on_reject=rejected.append,

@@ -2,12 +2,10 @@ from pathlib import Path
 from typing import Any
 
 from django.core.management.base import CommandParser
-from django.template.defaultfilters import pluralize
 
 from courses.management.base import AppCommand
-from enrollments.exchange import FORMATS, available_formats
+from enrollments.exchange import FORMATS
 from enrollments.exchange.exporter import UnsupportedRecord, export_enrollments
-from enrollments.exchange.open_university import add_start_argument
 from enrollments.models import Enrollment
 
 
@@ -21,28 +19,17 @@ class Command(AppCommand):
         parser.add_argument(
             "--format", choices=FORMATS, default="canvas", help="default: %(default)s"
         )
-        parser.add_argument(
-            "--school", default="", metavar="ID", help="the sourcedId of the school, for OneRoster"
-        )
-        add_start_argument(parser)
         self.add_output_argument(parser)
 
     def handle(self, *, format: str, output: Path | None, **options: Any) -> None:
-        first_days = dict(options["first_days"])
-        formats = available_formats(first_days=first_days, school=options["school"])
+        total = Enrollment.objects.count()
         try:
             with (
                 self.output(output) as file,
-                self.progress(
-                    total=Enrollment.objects.count(), unit="row", disable=file.isatty()
-                ) as bar,
+                self.progress(total=total, unit="row", disable=file.isatty()) as bar,
             ):
-                number = export_enrollments(
-                    file=file, format=formats[format], on_progress=bar.update
-                )
+                export_enrollments(file=file, format=FORMATS[format], on_progress=bar.update)
         except UnsupportedRecord as error:
             raise self.usage_error(
                 f"The {format} format cannot represent {error}. Choose another --format."
             ) from error
-        if output and options["verbosity"]:
-            self.stdout.write(f"Wrote {number} enrollment{pluralize(number)} to {output}.")

@@ -1,7 +1,6 @@
 import csv
 import sqlite3
 import sys
-from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +11,7 @@ from django.template.defaultfilters import pluralize
 from tqdm import tqdm
 
 from courses.management.base import AppCommand
-from enrollments.exchange import available_formats
 from enrollments.exchange.importer import ImportSummary, import_file
-from enrollments.exchange.open_university import add_start_argument
 from enrollments.exchange.reader import RejectedRow, UnreadableFile, open_enrollment_file
 
 
@@ -25,16 +22,11 @@ class Command(AppCommand):
         "each enrollment the status in the file. Enrollments absent from the file are unchanged. "
         "Exit status: 0 if all rows were imported, 1 if some were rejected, 2 if the file is "
         "unreadable or the import was interrupted. An interrupted import keeps what it has "
-        "committed: run it again to finish. Use -v 2 to report the recognized format, too."
+        "committed: run it again to finish."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument(
-            "file",
-            metavar="FILE",
-            type=Path,
-            help="plain, or compressed with gzip, bzip2, xz or zip; - is standard input",
-        )
+        parser.add_argument("file", metavar="FILE", type=Path, help="- is standard input")
         parser.add_argument(
             "--dry-run", action="store_true", help="report what an import would do, change nothing"
         )
@@ -52,14 +44,28 @@ class Command(AppCommand):
         parser.add_argument(
             "--encoding",
             metavar="NAME",
-            type=_text_encoding,
-            help="for example cp1252 (default: UTF-8, or UTF-16 with a byte order mark)",
+            default="utf-8-sig",
+            help="for example cp1252 or utf-16 (default: UTF-8)",
         )
-        add_start_argument(parser)
 
-    def handle(self, *, verbosity: int, **options: Any) -> None:
+    def handle(
+        self, *, file: Path, encoding: str, report: Path | None, verbosity: int, **options: Any
+    ) -> None:
         try:
-            summary = self._import(verbosity, **options)
+            with (
+                open_enrollment_file(path=file, encoding=encoding) as opened,
+                self._rejected_rows(report, opened.header) as on_reject,
+                self.progress(total=None, unit="row") as bar,
+            ):
+                summary = import_file(
+                    file=opened,
+                    on_reject=on_reject,
+                    actor=self.actor_name(),
+                    dry_run=options["dry_run"],
+                    existing_only=options["existing_only"],
+                    on_total=bar.reset,
+                    on_progress=bar.update,
+                )
         except UnreadableFile as error:
             raise self.usage_error(str(error)) from error
         except sqlite3.Error as error:
@@ -74,57 +80,18 @@ class Command(AppCommand):
         if summary.rejected:
             sys.exit(1)
 
-    def _import(
-        self,
-        verbosity: int,
-        *,
-        file: Path,
-        encoding: str | None,
-        report: Path | None,
-        **options: Any,
-    ) -> ImportSummary:
-        formats = available_formats(first_days=dict(options["first_days"])).values()
-        with (
-            open_enrollment_file(path=file, encoding=encoding, formats=formats) as opened,
-            self._rejected_rows(report, opened.header) as on_reject,
-            self.progress(total=None, unit="row") as bar,
-        ):
-            if verbosity > 1:
-                self.stdout.write(f"Format: {opened.format.name} in {opened.encoding}.")
-            return import_file(
-                file=opened,
-                on_reject=on_reject,
-                actor=self.actor_name(),
-                dry_run=options["dry_run"],
-                existing_only=options["existing_only"],
-                on_total=bar.reset,
-                on_progress=bar.update,
-            )
-
     @contextmanager
     def _rejected_rows(
         self, report: Path | None, header: list[str]
     ) -> Iterator[Callable[[RejectedRow], object]]:
         """Yield a function that reports a rejected row."""
         if report is None:
-            yield self._print_rejected
+            yield lambda row: tqdm.write(str(row), file=sys.stderr)
             return
         with self.output(report) as file:
             writer = csv.writer(file)
             writer.writerow(["line", "reason", *header])
             yield lambda row: writer.writerow([row.line_number, row.reason, *row.values])
-
-    def _print_rejected(self, row: RejectedRow) -> None:
-        with tqdm.external_write_mode():
-            self.stderr.write(str(row))
-
-
-def _text_encoding(name: str) -> str:
-    try:
-        "".encode(name)
-    except LookupError:
-        raise ArgumentTypeError(f"use the name of an encoding like cp1252, not {name!r}") from None
-    return name
 
 
 def _describe(summary: ImportSummary) -> str:

@@ -8,8 +8,8 @@ import pytest
 def write_file(tmp_path: Path) -> Callable[..., Path]:
     """Write text, bytes, or a header and lines into a file, and return its path."""
 
-    def write(*content: str | bytes, name: str = "enrollments.csv") -> Path:
-        path = tmp_path / name
+    def write(*content: str | bytes) -> Path:
+        path = tmp_path / "enrollments.csv"
         if isinstance(content[0], bytes):
             (data,) = content
         elif len(content) == 1:

@@ -35,7 +35,7 @@ def test_parse_maps_statuses(write_file: WriteFile, value: str, status: str) -> 
     record = row.record
     assert (row.slug, record.course_id, record.username) == ("c1", "C1", "u1")
     assert record.status == status
-    assert (record.enrollment_date, record.withdrawal_date, record.subject) == (None, None, "")
+    assert (record.enrollment_date, record.withdrawal_date) == (None, None)
 
 
 @pytest.mark.parametrize("role", ["teacher", "ta", "observer", "designer", "Lab Partner"])

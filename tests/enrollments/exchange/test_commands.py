@@ -1,12 +1,10 @@
 import csv
-import gzip
 import os
 import pty
 import resource
 import termios
 import threading
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -84,37 +82,12 @@ class TestImportEnrollments:
         path = write_file(OPEN_UNIVERSITY_HEADER, *LINES)
         assert run_import(path, "--verbosity", "0") == (0, "", "")
 
-    def test_verbosity_2_prints_the_recognized_format(
-        self, run_import: Callable[..., Any], write_file: WriteFile
-    ) -> None:
-        path = write_file(OPEN_UNIVERSITY_HEADER, *LINES)
-        _, output, _ = run_import(path, "--verbosity", "2")
-        assert output.startswith("Format: open-university in UTF-8.\n3 rows: ")
-
     def test_status_is_1_if_a_course_is_full(
         self, run_import: Callable[..., Any], make_course: MakeCourse, write_file: WriteFile
     ) -> None:
         make_course(slug="aaa-2013j", capacity=0)
         status, _, error = run_import(write_file(OPEN_UNIVERSITY_HEADER, *LINES))
         assert (status, error) == (1, "Line 2: AAA-2013J is full, no seat for 11391\n")
-
-    def test_start_sets_the_first_day_of_a_presentation(
-        self, run_import: Callable[..., Any], write_file: WriteFile
-    ) -> None:
-        path = write_file(OPEN_UNIVERSITY_HEADER, "AAA,2013J,1,0,", "AAA,Spring,1,0,")
-        status, _, _ = run_import(path, "--start=2013J=2013-10-05", "--start=Spring=2026-03-01")
-        assert status == 0
-        dates = [row[3].date() for row in enrollment_rows()]
-        assert dates == [date(2013, 10, 5), date(2026, 3, 1)]
-
-    @pytest.mark.parametrize("value", ["2013J", "2013J=", "2013J=soon", "2013J=2013-02-30", ""])
-    def test_invalid_start_raises(
-        self, run_import: Callable[..., Any], write_file: WriteFile, value: str
-    ) -> None:
-        path = write_file(OPEN_UNIVERSITY_HEADER, *LINES)
-        with pytest.raises(CommandError, match="argument --start: use PRESENTATION=YYYY-MM-DD"):
-            run_import(path, "--start", value)
-        assert not any(all_rows().values())
 
     def test_report_has_the_rejected_rows_unchanged(
         self, run_import: Callable[..., Any], write_file: WriteFile, tmp_path: Path
@@ -175,7 +148,7 @@ class TestImportEnrollments:
         self, run_import: Callable[..., Any], write_file: WriteFile, name: str
     ) -> None:
         path = write_file(CANVAS_HEADER, "C,u1,student,,active")
-        with pytest.raises(CommandError, match="argument --encoding: use the name of an encoding"):
+        with pytest.raises(CommandError, match=r"cannot be read: .*encoding"):
             run_import(path, "--encoding", name)
 
     def test_full_disk_exits_with_status_2(self, db: None, write_file: WriteFile) -> None:
@@ -248,9 +221,8 @@ class TestImportProcess:
         assert (result.returncode, result.stderr) == (0, "")
         assert len(enrollment_rows()) == 3
 
-    def test_reads_compressed_standard_input(self, write_file: WriteFile) -> None:
-        content = write_file(OPEN_UNIVERSITY_HEADER, *LINES).read_bytes()
-        with write_file(gzip.compress(content), name="enrollments.csv.gz").open() as file:
+    def test_reads_standard_input(self, write_file: WriteFile) -> None:
+        with write_file(OPEN_UNIVERSITY_HEADER, *LINES).open() as file:
             result = manage("import_enrollments", "-", stdin=file)
         assert (result.returncode, result.stderr) == (0, "")
         assert len(enrollment_rows()) == 3
@@ -328,13 +300,6 @@ class TestExportProcess:
         assert run_on_terminal(command).replace("\r", "").splitlines() == (
             path.read_text().splitlines()
         )
-
-    def test_reports_the_number_of_rows_in_a_file(self, tmp_path: Path) -> None:
-        path = tmp_path / "export.csv"
-        result = manage("export_courses", "--output", str(path))
-        assert result.stdout == f"Wrote 1 course to {path}.\n"
-        result = manage("export_enrollments", "--output", str(path))
-        assert result.stdout == f"Wrote 1 enrollment to {path}.\n"
 
 
 def run_on_terminal(*arguments: str) -> str:

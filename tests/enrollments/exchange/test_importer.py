@@ -9,7 +9,7 @@ from django.contrib.auth import get_user_model
 from django.db import connection
 
 from benchmarks import canvas_file
-from courses.models import Course, Subject
+from courses.models import Course
 from enrollments.exchange.importer import ImportSummary, import_file
 from enrollments.exchange.reader import open_enrollment_file
 from enrollments.models import Enrollment
@@ -94,8 +94,9 @@ def test_dry_run_changes_nothing_and_returns_the_summary_of_an_import(
         created=3,
         reenrolled=1,
         withdrawn=1,
+        updated=1,
         unchanged=3,
-        rejected=3,
+        rejected=2,
         courses_created=2,
         students_created=2,
     )
@@ -127,20 +128,12 @@ def test_existing_user_becomes_the_student_unchanged(db: None, write_file: Write
     assert (len(statuses()), drift_by_title()) == (2, {})
 
 
-def test_existing_courses_and_subjects_are_used_unchanged(
+def test_existing_courses_are_used_unchanged(
     make_course: MakeCourse, write_file: WriteFile
 ) -> None:
     make_course(title="Databases", slug="aaa-2013j")
-    Subject.objects.create(name="BBB", slug="other")
-    Subject.objects.create(name="Chemistry", slug="ccc")
-    lines = ["AAA,2013J,1,0,", "BBB,2014B,1,0,", "CCC,2014B,1,0,"]
-    import_path(write_file(OPEN_UNIVERSITY_HEADER, *lines))
-    assert dict(Course.objects.values_list("title", "subject__name")) == {
-        "Databases": None,
-        "BBB-2014B": "BBB",
-        "CCC-2014B": "Chemistry",
-    }
-    assert Subject.objects.count() == 2
+    import_path(write_file(OPEN_UNIVERSITY_HEADER, "AAA,2013J,1,0,", "BBB,2014B,1,0,"))
+    assert counts_by_title() == {"Databases": 1, "BBB-2014B": 1}
 
 
 def test_existing_only_creates_neither_courses_nor_users(

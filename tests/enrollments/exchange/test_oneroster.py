@@ -73,28 +73,28 @@ def test_invalid_row_is_rejected(write_file: WriteFile, line: str, reason: str) 
     assert reason in rejected.reason
 
 
-def test_import_rejects_rows_that_contradict_their_sourced_id(
-    db: None, write_file: WriteFile
-) -> None:
+def test_import_uses_the_last_row_of_a_record(db: None, write_file: WriteFile) -> None:
     path = write_file(
         SHORT_HEADER,
         "e1,k1,u1,student,active,2026-01-05,",
         "e1,k1,u1,student,active,2026-01-05,",  # identical
         "e2,k1,u2,student,active,,",
-        "e2,k1,u2,student,tobedeleted,,",  # contradicts line 4
-        "e2,k2,u2,student,active,,",  # contradicts line 4
+        "e2,k1,u2,student,tobedeleted,,",  # replaces line 4
+        "e2,k2,u2,student,active,,",  # another course
         "e3,k1,u3,student,tobedeleted,2026-01-05,2026-02-01",
         "e4,k1,u3,student,active,2026-03-01,",  # a second enrollment of the same student
     )
     summary, rejected = import_path(path)
     assert summary == ImportSummary(
-        rows=7, created=3, unchanged=2, rejected=2, courses_created=1, students_created=3
+        rows=7, created=4, unchanged=3, courses_created=2, students_created=3
     )
-    assert rejected == [
-        "Line 5: sourcedId e2 already identifies another enrollment on line 4",
-        "Line 6: sourcedId e2 already identifies another enrollment on line 4",
-    ]
-    assert statuses() == {("k1", name): "active" for name in ("u1", "u2", "u3")}
+    assert rejected == []
+    assert statuses() == {
+        ("k1", "u1"): "active",
+        ("k1", "u2"): "withdrawn",
+        ("k1", "u3"): "active",
+        ("k2", "u2"): "active",
+    }
     dates = dict(Enrollment.objects.values_list("student__username", "enrollment_date"))
     assert dates["u1"] == datetime(2026, 1, 5, tzinfo=UTC)
     assert dates["u3"] == datetime(2026, 3, 1, tzinfo=UTC)

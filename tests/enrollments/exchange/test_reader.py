@@ -1,9 +1,3 @@
-import bz2
-import gzip
-import io
-import lzma
-import os
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +10,6 @@ from tests.support.exchange import (
     OPEN_UNIVERSITY_HEADER,
     read_rows,
 )
-from tests.support.threads import ConcurrentThread
 
 FIRST_LINE = "C1,u1,student,S1,active"
 LINES = [CANVAS_HEADER, FIRST_LINE, "C1,u2,student,S1,active"]
@@ -40,11 +33,9 @@ def describe(rows: list[ParsedRow | SkippedRow | RejectedRow]) -> list[tuple[int
         "\r\n".join([*LINES, ""]).encode(),
         "\r".join([*LINES, ""]).encode(),
         "\r\n".join([*LINES, ""]).encode("utf-8-sig"),
-        "\r\n".join([*LINES, ""]).encode("utf-16"),
-        b"\xfe\xff" + "\n".join(LINES).encode("utf-16-be"),
         b"\xef\xbb\xbf" + "\n".join(f'"{n}"'.replace(",", '","') for n in LINES).encode(),
     ],
-    ids=["LF", "CRLF", "CR", "BOM", "UTF-16", "UTF-16 BE", "BOM quoted"],
+    ids=["LF", "CRLF", "CR", "BOM", "BOM quoted"],
 )
 def test_reads_every_line_ending_and_byte_order_mark(write_file: WriteFile, content: bytes) -> None:
     assert describe(read_rows(write_file(content))) == TWO_STUDENTS
@@ -122,17 +113,16 @@ def test_bytes_without_a_character_in_the_encoding_are_rejected(write_file: Writ
 
 def test_half_a_character_at_the_end_of_utf_16_is_rejected(write_file: WriteFile) -> None:
     content = "\n".join(LINES).encode("utf-16") + b"x"
-    first, last = read_rows(write_file(content))
+    first, last = read_rows(write_file(content), encoding="utf-16")
     assert (first.record.username, last.line_number) == ("u1", 3)
 
 
-def test_huge_line_is_rejected_and_truncated(write_file: WriteFile) -> None:
+def test_huge_field_is_rejected(write_file: WriteFile) -> None:
     huge = "x" * 3_000_000
     content = f"{CANVAS_HEADER}\n{FIRST_LINE}\n{huge}\nC1,u3,student,S1,active\nC1,{huge}"
     rows = read_rows(write_file(content))
-    reason = "the line is longer than 131072 characters"
+    reason = "field larger than field limit (131072)"
     assert describe(rows) == [(2, "u1"), (3, reason), (4, "u3"), (5, reason)]
-    assert len(rows[1].values[0]) == 131_072
 
 
 @pytest.mark.parametrize("content", [CANVAS_HEADER, f"{ONEROSTER_HEADER}\r\n\r\n"])
@@ -151,14 +141,14 @@ def test_file_with_only_a_header_has_no_rows(write_file: WriteFile, content: str
         (f"{OPEN_UNIVERSITY_HEADER},id_student\n".encode(), "is in no known format"),
         (OPEN_UNIVERSITY_HEADER.replace(",", ";").encode(), "is in no known format"),
         (OPEN_UNIVERSITY_HEADER.encode("utf-16-le"), "is in no known format"),
-        (b"\x89PNG\r\n\x1a\n\x00\xff", "is not a CSV file in UTF-8. Pass its encoding with"),
+        (
+            b"\x89PNG\r\n\x1a\n\x00\xff",
+            "is not a CSV file in UTF-8. Decompress it, or pass its encoding with",
+        ),
         (f"{CANVAS_HEADER},\xe9\n".encode("latin-1"), "is not a CSV file in UTF-8"),
         (b'"a,b,c', "is not a CSV file: unexpected end of data"),
-        (b"\x1f\x8b\x08\x00", "cannot be read: Compressed file ended before"),
-        (gzip.compress(CANVAS_HEADER.encode() * 99)[:-9], "cannot be read: Compressed file ended"),
-        (b"BZh91AY&SY" + b"x" * 99, "cannot be read: Invalid data stream."),
-        (lzma.compress(CANVAS_HEADER.encode())[:-9], "cannot be read: Compressed file ended"),
-        (b"PK\x03\x04", "cannot be read: File is not a zip file."),
+        (b"\x1f\x8b\x08\x00", "is not a CSV file in UTF-8"),
+        (OPEN_UNIVERSITY_HEADER.encode("utf-16"), "is not a CSV file in UTF-8"),
     ],
 )
 def test_unreadable_file_raises_with_one_line(
@@ -168,56 +158,3 @@ def test_unreadable_file_raises_with_one_line(
         read_rows(write_file(content))
     assert reason in str(unreadable.value)
     assert len(str(unreadable.value).splitlines()) == 1
-
-
-def make_zip(**members: str) -> bytes:
-    """Return a zip file of members whose names have an underscore for the dot."""
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, text in members.items():
-            archive.writestr(name.replace("_", "."), text)
-    return content.getvalue()
-
-
-PLAIN = "\n".join([*LINES, ""])
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        gzip.compress(PLAIN.encode()),
-        bz2.compress(PLAIN.encode()),
-        lzma.compress(PLAIN.encode()),
-        gzip.compress(PLAIN.encode("utf-16")),
-        make_zip(anything_txt=PLAIN),
-        make_zip(manifest_csv="a,b", Enrollments_csv=PLAIN),
-    ],
-    ids=["gzip", "bzip2", "xz", "gzip of UTF-16", "zip", "zip of OneRoster"],
-)
-def test_compressed_files_are_decompressed(write_file: WriteFile, content: bytes) -> None:
-    assert describe(read_rows(write_file(content))) == TWO_STUDENTS
-
-
-def test_zip_is_read_from_a_pipe(tmp_path: Path) -> None:
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    content = make_zip(enrollments_csv=PLAIN)
-    writer = ConcurrentThread(lambda: pipe.write_bytes(content))
-    writer.start()
-    assert describe(read_rows(pipe)) == TWO_STUDENTS
-    writer.finish()
-
-
-def test_zip_with_an_unknown_compression_method_raises(write_file: WriteFile) -> None:
-    content = bytearray(make_zip(enrollments_csv=PLAIN))
-    content[content.index(b"PK\x01\x02") + 10] = 99  # the method in the central directory
-    with pytest.raises(UnreadableFile, match="cannot be read: That compression method"):
-        read_rows(write_file(bytes(content)))
-
-
-@pytest.mark.parametrize("members", [{}, {"a_csv": PLAIN, "b_csv": PLAIN}])
-def test_zip_without_exactly_one_candidate_raises(
-    write_file: WriteFile, members: dict[str, str]
-) -> None:
-    with pytest.raises(UnreadableFile, match="zip"):
-        read_rows(write_file(make_zip(**members)))
