@@ -5,9 +5,7 @@ from typing import Any
 
 from django.http import HttpRequest
 from django.shortcuts import get_object_or_404
-from django.views.decorators.cache import never_cache
 from ninja import Router, Schema, Status
-from ninja.decorators import decorate_view
 from ninja.errors import HttpError
 from ninja.security import SessionAuth
 
@@ -51,7 +49,6 @@ ERROR_RESPONSES = {401: Problem, 403: Problem, 404: Problem, 503: Problem}
     description="Responds 201 if you are enrolled now, 200 if you already were, and 409 if the "
     "course is full.",
 )
-@decorate_view(never_cache)
 def enroll(request: StudentRequest, slug: str) -> Status[dict[str, Any]]:
     course = get_object_or_404(Course, slug=slug)
     try:
@@ -76,7 +73,6 @@ def enroll(request: StudentRequest, slug: str) -> Status[dict[str, Any]]:
     description="Responds 204 if you left or were not enrolled, and 409 if you have completed the "
     "course.",
 )
-@decorate_view(never_cache)
 def leave(request: StudentRequest, slug: str) -> Status[None]:
     course = get_object_or_404(Course, slug=slug)
     try:
