@@ -201,8 +201,6 @@ AXES_LOCKOUT_TEMPLATE = "accounts/locked_out.html"
 AXES_CLIENT_IP_CALLABLE = "project.accounts.client_address"
 AXES_USERNAME_CALLABLE = "project.accounts.submitted_username"
 PROXIES = env.int("PROXIES", default=0)
-if PROXIES < 0:
-    raise ImproperlyConfigured(f"PROXIES must be 0 or more, not {PROXIES}.")
 
 # Browser security
 
@@ -220,19 +218,13 @@ CONTENT_SECURITY_POLICY = {
     }
 }
 HTTPS = env.bool("HTTPS") if env.str("HTTPS", default="") else not DEBUG
-if HTTPS:
-    SECURE_SSL_REDIRECT = True
-    SECURE_HSTS_SECONDS = 365 * 24 * 3600
-    SECURE_HSTS_INCLUDE_SUBDOMAINS = True
-    SECURE_HSTS_PRELOAD = True
-    SESSION_COOKIE_SECURE = True
-    CSRF_COOKIE_SECURE = True
+SECURE_SSL_REDIRECT = SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
+SECURE_HSTS_SECONDS = 365 * 24 * 3600 if HTTPS else 0
+SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = True
 
 # Logging to standard error
 
-LOG_FORMAT = env.str("LOG_FORMAT", default="") or "text"
-if LOG_FORMAT not in ("text", "json"):
-    raise ImproperlyConfigured("LOG_FORMAT must be json, or unset.")
+LOG_FORMAT = "json" if env.str("LOG_FORMAT", default="") == "json" else "text"
 _log_line = "{asctime} {levelname} {name}: {message}"
 LOGGING = {
     "version": 1,
