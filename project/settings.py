@@ -133,7 +133,7 @@ if REDIS_URL:
 MIDDLEWARE = [
     "project.health.HealthMiddleware",
     "csp.middleware.CSPMiddleware",
-    "project.errors.JsonErrorsMiddleware",
+    "project.errors.ErrorMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -142,7 +142,6 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
-    "project.errors.UnavailableDatabaseMiddleware",
     "axes.middleware.AxesMiddleware",
 ]
 ROOT_URLCONF = "project.urls"
