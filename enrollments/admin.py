@@ -98,7 +98,7 @@ class EnrollmentAdmin(RetryingAdmin):
                 request, f"Select at most {MAX_SELECTED} enrollments to withdraw.", messages.ERROR
             )
             return None
-        if "post" in request.POST:
+        if "post" in request.POST or not enrollments:
             return retry_on_conflict(self._withdraw)(request, enrollments)
         context = self.admin_site.each_context(request) | {
             "title": "Withdraw selected enrollments",

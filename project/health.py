@@ -1,31 +1,28 @@
 """Health checks for load balancers and monitoring: /healthz and /readyz."""
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
 from django.conf import settings
 from django.core.cache import cache
 from django.db import Error, connection
 from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.utils.deprecation import MiddlewareMixin
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
 logger = logging.getLogger(__name__)
 
 
-class HealthMiddleware:
+class HealthMiddleware(MiddlewareMixin):
     """Answer health checks before Django checks the host and redirects to HTTPS.
 
     Load balancers connect over plain HTTP and send an IP address as the host.
     """
 
-    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
-        self._get_response = get_response
-
-    def __call__(self, request: HttpRequest) -> HttpResponse:
-        view = {"/healthz": healthz, "/readyz": readyz}.get(request.path_info, self._get_response)
-        return view(request)
+    def process_request(self, request: HttpRequest) -> HttpResponse | None:
+        view = {"/healthz": healthz, "/readyz": readyz}.get(request.path_info)
+        return view(request) if view else None
 
 
 @never_cache

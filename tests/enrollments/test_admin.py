@@ -177,6 +177,17 @@ def test_selected_enrollments_are_withdrawn(
     assert [message for _, message in log_entries()] == ["Withdrawn."] * 3
 
 
+def test_withdrawing_a_withdrawn_enrollment_changes_nothing(
+    staff_client: Client, enrollment: Enrollment
+) -> None:
+    unenroll(student=enrollment.student, course=enrollment.course)
+    values = Enrollment.objects.values().get()
+    page = withdraw_selected(staff_client, [enrollment])
+    assert message_texts(page) == ["Withdrew 0 enrollments."]
+    assert Enrollment.objects.values().get() == values
+    assert log_entries() == []
+
+
 def test_the_withdraw_action_accepts_a_maximum_of_enrollments(
     staff_client: Client, course: Course, make_students: Make
 ) -> None:
