@@ -28,7 +28,7 @@ _breakers: dict[str, _CircuitBreaker] = {}
 
 
 def _fail_open(method: Callable[..., Any], *, fallback: Any) -> Callable[..., Any]:
-    """Return `method`, except that it returns `fallback` if Redis fails or was bypassed."""
+    """Return `method`, except that it returns `fallback` if Redis fails or is bypassed."""
 
     @wraps(method)
     def wrapper(cache: "FailOpenRedisCache", *args: Any, **kwargs: Any) -> Any:
