@@ -1,18 +1,6 @@
-"""Settings, read from the environment. The defaults are safe in production.
+"""Settings, read from the environment as docs/configuration.md describes.
 
-DATABASE_URL           mysql://user:password@host:3306/name, with driver options after a question
-                       mark (?isolation_level=repeatable+read). Unset: an SQLite file.
-DATABASE_TIMEOUT       Seconds to wait for a database that does not respond. Unset: no limit,
-                       because migrations of large tables take long. gunicorn.conf.py sets 30.
-REDIS_URL              redis://host:6379/0. Unset: no shared cache.
-SECRET_KEY             A long random string, the same on every server. Required unless DEBUG=1.
-DEBUG                  1 for development only.
-ALLOWED_HOSTS          Comma-separated host names. Unset: localhost only.
-CSRF_TRUSTED_ORIGINS   Comma-separated origins, if a proxy changes the Host header.
-PROXIES                Number of your own proxies in front of this server. Unset: 0.
-HTTPS                  0 if visitors reach the site over plain HTTP. Unset: 1, or 0 if DEBUG=1.
-LOG_LEVEL              Unset: INFO.
-LOG_FORMAT             json for one JSON object per line. Unset: text.
+The defaults are safe in production.
 """
 
 from datetime import timedelta
@@ -71,6 +59,7 @@ else:
         # lock timeout of 50 seconds is longer than most visitors wait.
         "init_command": "SET sql_mode='STRICT_TRANS_TABLES', innodb_lock_wait_timeout=10",
     }
+    # No limit by default, because migrations of large tables take long. gunicorn.conf.py sets one.
     if _timeout := env.int("DATABASE_TIMEOUT", default=0):
         _default_options |= {"read_timeout": _timeout, "write_timeout": _timeout}
 DATABASES["default"]["OPTIONS"] = _default_options | DATABASES["default"].get("OPTIONS", {})
