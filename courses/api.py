@@ -5,9 +5,7 @@ from typing import Annotated, Any
 from django.http import HttpRequest
 from django.shortcuts import get_object_or_404
 from django.utils.http import urlencode
-from django.views.decorators.cache import never_cache
 from ninja import Query, Router, Schema
-from ninja.decorators import decorate_view
 from ninja.errors import HttpError
 from pydantic import Field
 
@@ -63,11 +61,9 @@ class CoursesQuery(Schema):
 @router.get(
     "/courses",
     response={200: CoursesOut, 400: Problem, 404: Problem, 503: Problem},
-    url_name="list_courses",
     operation_id="list_courses",
     summary="List courses",
 )
-@decorate_view(never_cache)
 def list_courses(request: HttpRequest, query: Query[CoursesQuery]) -> dict[str, Any]:
     subject = get_object_or_404(Subject, slug=query.subject) if query.subject else None
     try:
@@ -87,6 +83,5 @@ def list_courses(request: HttpRequest, query: Query[CoursesQuery]) -> dict[str, 
     operation_id="read_course",
     summary="Get a course",
 )
-@decorate_view(never_cache)
 def read_course(request: HttpRequest, slug: str) -> Course:
     return get_object_or_404(Course.objects.select_related("subject", "instructor"), slug=slug)

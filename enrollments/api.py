@@ -5,11 +5,9 @@ from typing import Any
 
 from django.http import HttpRequest
 from django.shortcuts import get_object_or_404
-from django.views.decorators.cache import never_cache
 from ninja import Router, Schema, Status
-from ninja.decorators import decorate_view
 from ninja.errors import HttpError
-from ninja.security import SessionAuth
+from ninja.security import django_auth
 
 from courses.api import Problem
 from courses.models import Course
@@ -18,20 +16,11 @@ from enrollments.history import Origin, Source
 from enrollments.models import Enrollment
 
 
-class SignedIn(SessionAuth):
-    """Require a session and its CSRF token. Respond 401 before checking the token."""
-
-    def __call__(self, request: HttpRequest) -> Any:
-        return super().__call__(request) if request.user.is_authenticated else None
-
-
 class StudentRequest(HttpRequest):
-    """A request that SignedIn has authenticated."""
-
-    user: Any  # never anonymous
+    user: Any  # never anonymous, because the router requires a session
 
 
-router = Router(tags=["enrollment"], auth=SignedIn())
+router = Router(tags=["enrollment"], auth=django_auth)
 
 
 class EnrollmentOut(Schema):
@@ -48,11 +37,9 @@ ERROR_RESPONSES = {401: Problem, 403: Problem, 404: Problem, 503: Problem}
     response={200: EnrollmentOut, 201: EnrollmentOut, 409: Problem, **ERROR_RESPONSES},
     operation_id="enroll",
     summary="Enroll in a course",
-    description="Responds 201 if you are enrolled now, 200 if you already were, and 409 if the "
-    "course is full.",
 )
-@decorate_view(never_cache)
 def enroll(request: StudentRequest, slug: str) -> Status[dict[str, Any]]:
+    """Respond 201 if you are enrolled now, 200 if you already were, 409 if the course is full."""
     course = get_object_or_404(Course, slug=slug)
     try:
         enrollment, changed = services.enroll(
@@ -73,11 +60,9 @@ def enroll(request: StudentRequest, slug: str) -> Status[dict[str, Any]]:
     response={204: None, 409: Problem, **ERROR_RESPONSES},
     operation_id="leave",
     summary="Leave a course",
-    description="Responds 204 if you left or were not enrolled, and 409 if you have completed the "
-    "course.",
 )
-@decorate_view(never_cache)
 def leave(request: StudentRequest, slug: str) -> Status[None]:
+    """Respond 204 if you left or were not enrolled, 409 if you have completed the course."""
     course = get_object_or_404(Course, slug=slug)
     try:
         services.leave(student=request.user, course=course, origin=_origin(request))

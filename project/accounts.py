@@ -3,31 +3,18 @@
 from ipaddress import ip_address
 from typing import Any
 
-from axes.backends import AxesStandaloneBackend
 from django.conf import settings
 from django.contrib.auth import login
 from django.contrib.auth.forms import UserCreationForm
 from django.contrib.auth.views import LoginView, LogoutView, RedirectURLMixin
 from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.http.response import HttpResponseBase
+from django.http import HttpRequest, HttpResponse
 from django.urls import path
 from django.utils.decorators import method_decorator
 from django.views.decorators.cache import never_cache
 from django.views.decorators.debug import sensitive_post_parameters
 from django.views.generic import FormView
-
-
-class SignInLimit(AxesStandaloneBackend):
-    """Reject sign-ins after too many failures.
-
-    Without a request, as in `Client.login()` of the tests, nothing is limited.
-    """
-
-    def authenticate(self, request: HttpRequest | None, *args: Any, **kwargs: Any) -> None:
-        if request is not None:
-            super().authenticate(request, *args, **kwargs)
 
 
 def client_address(request: HttpRequest) -> str | None:
@@ -50,26 +37,11 @@ def submitted_username(request: HttpRequest, credentials: dict[str, Any] | None 
     return str((credentials or request.POST).get("username") or "")[:255]
 
 
-class SignInView(LoginView):
-    template_name = "accounts/sign_in.html"
-    redirect_authenticated_user = True
-
-    def get_redirect_url(self) -> str:
-        url = super().get_redirect_url()
-        # Redirecting to this page would loop, because signed-in users are redirected again.
-        return "" if url.startswith(self.request.path) else url
-
-
 @method_decorator([sensitive_post_parameters(), never_cache], name="dispatch")
 class SignUpView(RedirectURLMixin, FormView):
     template_name = "accounts/sign_up.html"
     form_class = UserCreationForm
     next_page = settings.LOGIN_REDIRECT_URL
-
-    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        if request.user.is_authenticated:
-            return HttpResponseRedirect(self.get_success_url())
-        return super().dispatch(request, *args, **kwargs)
 
     def form_valid(self, form: UserCreationForm) -> HttpResponse:
         try:
@@ -87,7 +59,7 @@ class SignUpView(RedirectURLMixin, FormView):
 
 
 urlpatterns = [
-    path("sign-in/", SignInView.as_view(), name="sign-in"),
+    path("sign-in/", LoginView.as_view(template_name="accounts/sign_in.html"), name="sign-in"),
     path("sign-out/", LogoutView.as_view(), name="sign-out"),
     path("sign-up/", SignUpView.as_view(), name="sign-up"),
 ]

@@ -1,18 +1,6 @@
-"""Settings, read from the environment. The defaults are safe in production.
+"""Settings, read from the environment as docs/configuration.md describes.
 
-DATABASE_URL           mysql://user:password@host:3306/name, with driver options after a question
-                       mark (?isolation_level=repeatable+read). Unset: an SQLite file.
-DATABASE_TIMEOUT       Seconds to wait for a database that does not respond. Unset: no limit,
-                       because migrations of large tables take long. gunicorn.conf.py sets 30.
-REDIS_URL              redis://host:6379/0. Unset: no shared cache.
-SECRET_KEY             A long random string, the same on every server. Required unless DEBUG=1.
-DEBUG                  1 for development only.
-ALLOWED_HOSTS          Comma-separated host names. Unset: localhost only.
-CSRF_TRUSTED_ORIGINS   Comma-separated origins, if a proxy changes the Host header.
-PROXIES                Number of your own proxies in front of this server. Unset: 0.
-HTTPS                  0 if visitors reach the site over plain HTTP. Unset: 1, or 0 if DEBUG=1.
-LOG_LEVEL              Unset: INFO.
-LOG_FORMAT             json for one JSON object per line. Unset: text.
+The defaults are safe in production.
 """
 
 from datetime import timedelta
@@ -33,7 +21,6 @@ def _split(variable: str) -> list[str]:
     return [item.strip() for item in env.list(variable, default=[]) if item.strip()]
 
 
-SITE_NAME = "Course catalog"
 DEBUG = env.bool("DEBUG", default=False)
 SECRET_KEY = env.str("SECRET_KEY", default="")
 if not SECRET_KEY:
@@ -72,6 +59,7 @@ else:
         # lock timeout of 50 seconds is longer than most visitors wait.
         "init_command": "SET sql_mode='STRICT_TRANS_TABLES', innodb_lock_wait_timeout=10",
     }
+    # No limit by default, because migrations of large tables take long. gunicorn.conf.py sets one.
     if _timeout := env.int("DATABASE_TIMEOUT", default=0):
         _default_options |= {"read_timeout": _timeout, "write_timeout": _timeout}
 DATABASES["default"]["OPTIONS"] = _default_options | DATABASES["default"].get("OPTIONS", {})
@@ -134,7 +122,7 @@ if REDIS_URL:
 MIDDLEWARE = [
     "project.health.HealthMiddleware",
     "csp.middleware.CSPMiddleware",
-    "project.errors.JsonErrorsMiddleware",
+    "project.errors.ErrorMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -143,7 +131,6 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
-    "project.errors.UnavailableDatabaseMiddleware",
     "axes.middleware.AxesMiddleware",
 ]
 ROOT_URLCONF = "project.urls"
@@ -154,7 +141,6 @@ TEMPLATES = [
         "DIRS": [BASE_DIR / "project" / "templates"],
         "APP_DIRS": True,
         "OPTIONS": {
-            "builtins": ["project.template_tags"],
             "context_processors": [
                 "django.template.context_processors.request",
                 "django.contrib.auth.context_processors.auth",
@@ -178,7 +164,7 @@ WHITENOISE_USE_FINDERS = True
 LOGIN_URL = "sign-in"
 LOGIN_REDIRECT_URL = LOGOUT_REDIRECT_URL = "catalog"
 AUTHENTICATION_BACKENDS = [
-    "project.accounts.SignInLimit",
+    "axes.backends.AxesStandaloneBackend",
     "django.contrib.auth.backends.ModelBackend",
 ]
 AUTH_PASSWORD_VALIDATORS = [
@@ -203,8 +189,6 @@ AXES_LOCKOUT_TEMPLATE = "accounts/locked_out.html"
 AXES_CLIENT_IP_CALLABLE = "project.accounts.client_address"
 AXES_USERNAME_CALLABLE = "project.accounts.submitted_username"
 PROXIES = env.int("PROXIES", default=0)
-if PROXIES < 0:
-    raise ImproperlyConfigured(f"PROXIES must be 0 or more, not {PROXIES}.")
 
 # Browser security
 
@@ -222,19 +206,13 @@ CONTENT_SECURITY_POLICY = {
     }
 }
 HTTPS = env.bool("HTTPS") if env.str("HTTPS", default="") else not DEBUG
-if HTTPS:
-    SECURE_SSL_REDIRECT = True
-    SECURE_HSTS_SECONDS = 365 * 24 * 3600
-    SECURE_HSTS_INCLUDE_SUBDOMAINS = True
-    SECURE_HSTS_PRELOAD = True
-    SESSION_COOKIE_SECURE = True
-    CSRF_COOKIE_SECURE = True
+SECURE_SSL_REDIRECT = SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
+SECURE_HSTS_SECONDS = 365 * 24 * 3600 if HTTPS else 0
+SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = True
 
 # Logging to standard error
 
-LOG_FORMAT = env.str("LOG_FORMAT", default="") or "text"
-if LOG_FORMAT not in ("text", "json"):
-    raise ImproperlyConfigured("LOG_FORMAT must be json, or unset.")
+LOG_FORMAT = "json" if env.str("LOG_FORMAT", default="") == "json" else "text"
 _log_line = "{asctime} {levelname} {name}: {message}"
 LOGGING = {
     "version": 1,

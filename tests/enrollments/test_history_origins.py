@@ -57,11 +57,11 @@ def test_the_admin_records_admin_and_the_staff_user(
         reverse("admin:enrollments_enrollment_change", args=[first.pk]), {"status": "completed"}
     )
     staff_client.post(
-        reverse("admin:enrollments_enrollment_delete", args=[first.pk]), {"post": "yes"}
+        reverse("admin:enrollments_enrollment_change", args=[first.pk]), {"status": "withdrawn"}
     )
     staff_client.post(
         reverse("admin:enrollments_enrollment_changelist"),
-        {"action": "delete_selected", "_selected_action": [second.pk], "post": "yes"},
+        {"action": "withdraw", "_selected_action": [second.pk], "post": "yes"},
     )
     assert recorded_actions() == ["enrolled", "enrolled", "completed", "withdrawn", "withdrawn"]
     assert recorded_origins() == {("admin", "staff")}

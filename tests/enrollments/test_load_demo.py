@@ -45,7 +45,8 @@ class TestWithDebug:
             "Demo data: 90 courses, 3000 students.\n"
             "Sign in to /admin/ as admin with the password admin.\n"
         )
-        assert client.login(username="admin", password="admin")
+        form = {"username": "admin", "password": "admin"}
+        assert client.post("/admin/login/", form, secure=True).status_code == 302
         assert client.get("/admin/", secure=True).status_code == 200
         assert get_user_model().objects.filter(username__startswith="student").count() == 3_000
         courses = list(Course.objects.order_by("-total_enrollments"))

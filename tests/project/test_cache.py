@@ -1,7 +1,6 @@
 """The site works while Redis is down, hung, full, or flushed, and logs it."""
 
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 from django.core.cache import caches
 from django.test import Client
-from redis.exceptions import DataError, ResponseError
+from redis.exceptions import ResponseError
 
 from courses.models import Course, Subject
 from enrollments.services import enroll, unenroll
@@ -88,14 +87,6 @@ def test_every_operation_fails_open(
     assert time.monotonic() - start < TIMEOUTS + 0.3
 
 
-def test_incr_raises_key_not_found_without_redis(cache: Any, server: Redis) -> None:
-    cache.set("n", 1)
-    assert cache.incr("n") == 2
-    kill(server)
-    with pytest.raises(ValueError, match="'n' not found"):
-        cache.incr("n")
-
-
 def test_operations_work_with_redis(cache: Any) -> None:
     cache.set_many({"a": 1, "b": 2})
     assert cache.get_many(["a", "b", "c"]) == {"a": 1, "b": 2}
@@ -115,21 +106,17 @@ def test_open_circuit_costs_one_timeout_and_one_warning(
         cache.get("a")
     assert time.monotonic() - start < TIMEOUTS + 0.3
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "Continuing without the cache" in caplog.text
+    assert "Bypassing the cache" in caplog.text
 
 
-def test_cache_is_used_again_after_the_cooldown(
-    cache: Any, server: Redis, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_cache_is_used_again_after_the_cooldown(cache: Any, server: Redis) -> None:
     kill(server)
     cache.set("a", 1)
     server.start()
     assert cache.get("a", "circuit open") == "circuit open"
     time.sleep(0.25)
-    with caplog.at_level("INFO", "project.cache"):
-        cache.set("a", 2)
+    cache.set("a", 2)
     assert cache.get("a") == 2
-    assert "Redis is available again." in caplog.text
 
 
 def test_full_redis_loses_writes_and_logs_once(
@@ -140,47 +127,6 @@ def test_full_redis_loses_writes_and_logs_once(
         time.sleep(0.005)  # so that the cooldown passes several times
     assert cache.get("big-199") is None
     assert [record.levelname for record in caplog.records].count("WARNING") == 1
-
-
-def test_unreadable_entries_are_misses(cache: Any, server: Redis) -> None:
-    raw = cache._cache.get_client()
-    raw.set(":1:truncated", b"\x80\x05\x95\x10")
-    raw.set(":1:unknown_class", b"cno_such_module\nThing\n.")
-    for key in ("truncated", "unknown_class"):
-        assert cache.get(key, "fallback") == "fallback"
-        assert cache.get_many([key]) == {}
-    assert cache.set("a", 1) is None
-    assert cache.get("a") == 1
-
-
-def test_wrong_type_raises_and_keeps_the_circuit_closed(cache: Any) -> None:
-    cache.set("text", "x")
-    with pytest.raises(ResponseError, match="not an integer"):
-        cache.incr("text")
-    assert cache.get("text") == "x"
-
-
-def test_unsendable_value_raises_and_keeps_the_circuit_closed(cache: Any) -> None:
-    cache.set("n", 1)
-    with pytest.raises(DataError, match="must be str, int, float"):
-        cache.incr("n", None)
-    assert cache.get("n") == 1
-
-
-def test_concurrent_recovery_is_logged_once(
-    cache: Any, server: Redis, caplog: pytest.LogCaptureFixture
-) -> None:
-    breaker = cache._breaker
-    breaker.record_failure(OSError("refused"), cooldown=0)
-    threads = [threading.Thread(target=breaker.record_success) for _ in range(8)]
-    with caplog.at_level("INFO", "project.cache"):
-        with breaker._lock:  # all threads see the logged failure before one clears it
-            for thread in threads:
-                thread.start()
-            time.sleep(0.1)
-        for thread in threads:
-            thread.join()
-    assert caplog.text.count("Redis is available again.") == 1
 
 
 @pytest.mark.django_db(transaction=True)

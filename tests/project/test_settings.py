@@ -91,8 +91,6 @@ def test_redis_url_enables_cachalot() -> None:
         ("DATABASE_URL", "nonsense", "DATABASE_URL must be mysql://"),
         ("DATABASE_URL", "postgres://h/name", "DATABASE_URL must be mysql://"),
         ("REDIS_URL", "localhost", "REDIS_URL must be redis://"),
-        ("PROXIES", "-1", "PROXIES must be 0 or more"),
-        ("LOG_FORMAT", "xml", "LOG_FORMAT must be json, or unset."),
     ],
 )
 def test_invalid_setting_is_one_line_and_status_2(name: str, value: str, message: str) -> None:
@@ -158,12 +156,12 @@ def test_unreachable_database_is_one_line_and_status_2_in_djangos_commands() -> 
     assert "Traceback" in manage("migrate", "--traceback", DATABASE_URL=url).stderr
 
 
-def test_missing_mariadb_driver_names_the_command_that_installs_it() -> None:
+def test_missing_mariadb_driver_is_one_line_and_status_2() -> None:
     code = "import sys; sys.modules['MySQLdb'] = None; import manage; manage.main()"
     url = f"mysql://nobody:none@{UNREACHABLE_ADDRESS}/none"
     result = run("-c", code, "check", DATABASE_URL=url, SECRET_KEY=SECRET_KEY)
     (line,) = result.stderr.splitlines()
-    assert "pip install -r requirements.txt" in line
+    assert "Did you install mysqlclient?" in line
     assert result.returncode == 2
 
 

@@ -75,7 +75,6 @@ MAX_READS = {
     f"{ENROLLMENTS}?course__id__exact=1&status__exact=active": (5, FEW),
     f"{ENROLLMENTS}?course__id__exact=1&status__exact=completed": (5, FEW),
     f"{ENROLLMENTS}1/change/": (6, 100),
-    f"{ENROLLMENTS}1/delete/": (5, 100),
     f"{ENROLLMENTS}add/": (2, 100),
     EVENTS: (5, FEW),
     f"{EVENTS}?p=4": (5, FEW),
