@@ -21,6 +21,7 @@ def _split(variable: str) -> list[str]:
     return [item.strip() for item in env.list(variable, default=[]) if item.strip()]
 
 
+SITE_NAME = "Course catalog"
 DEBUG = env.bool("DEBUG", default=False)
 SECRET_KEY = env.str("SECRET_KEY", default="")
 if not SECRET_KEY:
@@ -141,6 +142,7 @@ TEMPLATES = [
         "DIRS": [BASE_DIR / "project" / "templates"],
         "APP_DIRS": True,
         "OPTIONS": {
+            "builtins": ["project.template_tags"],
             "context_processors": [
                 "django.template.context_processors.request",
                 "django.contrib.auth.context_processors.auth",
