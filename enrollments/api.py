@@ -7,7 +7,7 @@ from django.http import HttpRequest
 from django.shortcuts import get_object_or_404
 from ninja import Router, Schema, Status
 from ninja.errors import HttpError
-from ninja.security import django_auth
+from ninja.security import SessionAuth
 
 from courses.api import Problem
 from courses.models import Course
@@ -16,11 +16,20 @@ from enrollments.history import Origin, Source
 from enrollments.models import Enrollment
 
 
+class SignedIn(SessionAuth):
+    """Require a session and its CSRF token. Respond 401 before checking the token."""
+
+    def __call__(self, request: HttpRequest) -> Any:
+        return super().__call__(request) if request.user.is_authenticated else None
+
+
 class StudentRequest(HttpRequest):
-    user: Any  # never anonymous, because the router requires a session
+    """A request that SignedIn has authenticated."""
+
+    user: Any  # never anonymous
 
 
-router = Router(tags=["enrollment"], auth=django_auth)
+router = Router(tags=["enrollment"], auth=SignedIn())
 
 
 class EnrollmentOut(Schema):
@@ -37,9 +46,10 @@ ERROR_RESPONSES = {401: Problem, 403: Problem, 404: Problem, 503: Problem}
     response={200: EnrollmentOut, 201: EnrollmentOut, 409: Problem, **ERROR_RESPONSES},
     operation_id="enroll",
     summary="Enroll in a course",
+    description="Responds 201 if you are enrolled now, 200 if you already were, and 409 if the "
+    "course is full.",
 )
 def enroll(request: StudentRequest, slug: str) -> Status[dict[str, Any]]:
-    """Respond 201 if you are enrolled now, 200 if you already were, 409 if the course is full."""
     course = get_object_or_404(Course, slug=slug)
     try:
         enrollment, changed = services.enroll(
@@ -60,9 +70,10 @@ def enroll(request: StudentRequest, slug: str) -> Status[dict[str, Any]]:
     response={204: None, 409: Problem, **ERROR_RESPONSES},
     operation_id="leave",
     summary="Leave a course",
+    description="Responds 204 if you left or were not enrolled, and 409 if you have completed the "
+    "course.",
 )
 def leave(request: StudentRequest, slug: str) -> Status[None]:
-    """Respond 204 if you left or were not enrolled, 409 if you have completed the course."""
     course = get_object_or_404(Course, slug=slug)
     try:
         services.leave(student=request.user, course=course, origin=_origin(request))

@@ -91,7 +91,8 @@ def test_enroll_in_a_full_course_is_409(
 @pytest.mark.parametrize("method", ["put", "delete"])
 class TestRejectedRequests:
     def test_anonymous_request_is_401(self, course: Course, method: str) -> None:
-        response = getattr(Client(), method)(f"/api/courses/{course.slug}/enrollment")
+        client = Client(enforce_csrf_checks=True)
+        response = getattr(client, method)(f"/api/courses/{course.slug}/enrollment")
         assert (response.status_code, response.json()) == (401, {"detail": "Unauthorized"})
 
     def test_request_without_csrf_token_is_403(
