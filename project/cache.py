@@ -2,6 +2,7 @@
 
 import logging
 import math
+import pickle
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,10 @@ from redis.exceptions import RedisError
 logger = logging.getLogger(__name__)
 
 LOG_INTERVAL = 60.0  # seconds between two warnings
+# Raised while reading an entry that is truncated or was written by another version of the code.
+_UNREADABLE = (
+    pickle.PickleError, EOFError, ImportError, AttributeError, LookupError, TypeError, ValueError,
+)  # fmt: skip
 
 
 @dataclass
@@ -70,10 +75,16 @@ class FailOpenRedisCache(RedisCache):
     touch = _fail_open(RedisCache.touch, fallback=False)
 
     def get(self, key: str, default: Any = None, version: int | None = None) -> Any:
-        return _fail_open(RedisCache.get, fallback=default)(self, key, default, version)
+        try:
+            return _fail_open(RedisCache.get, fallback=default)(self, key, default, version)
+        except _UNREADABLE:
+            return default
 
     def get_many(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return _fail_open(RedisCache.get_many, fallback={})(self, *args, **kwargs)
+        try:
+            return _fail_open(RedisCache.get_many, fallback={})(self, *args, **kwargs)
+        except _UNREADABLE:
+            return {}
 
     def set_many(self, data: dict[str, Any], *args: Any, **kwargs: Any) -> list[str]:
         failed_keys = list(data)

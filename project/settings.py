@@ -191,6 +191,8 @@ AXES_LOCKOUT_TEMPLATE = "accounts/locked_out.html"
 AXES_CLIENT_IP_CALLABLE = "project.accounts.client_address"
 AXES_USERNAME_CALLABLE = "project.accounts.submitted_username"
 PROXIES = env.int("PROXIES", default=0)
+if PROXIES < 0:
+    raise ImproperlyConfigured(f"PROXIES must be 0 or more, not {PROXIES}.")
 
 # Browser security
 
@@ -214,7 +216,9 @@ SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = True
 
 # Logging to standard error
 
-LOG_FORMAT = "json" if env.str("LOG_FORMAT", default="") == "json" else "text"
+LOG_FORMAT = env.str("LOG_FORMAT", default="") or "text"
+if LOG_FORMAT not in ("text", "json"):
+    raise ImproperlyConfigured("LOG_FORMAT must be json, or unset.")
 _log_line = "{asctime} {levelname} {name}: {message}"
 LOGGING = {
     "version": 1,
