@@ -129,6 +129,17 @@ def test_full_redis_loses_writes_and_logs_once(
     assert [record.levelname for record in caplog.records].count("WARNING") == 1
 
 
+def test_unreadable_entries_are_misses(cache: Any, server: Redis) -> None:
+    raw = cache._cache.get_client()
+    raw.set(":1:truncated", b"\x80\x05\x95\x10")
+    raw.set(":1:unknown_class", b"cno_such_module\nThing\n.")
+    for key in ("truncated", "unknown_class"):
+        assert cache.get(key, "fallback") == "fallback"
+        assert cache.get_many([key]) == {}
+    assert cache.set("a", 1) is None
+    assert cache.get("a") == 1
+
+
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("fault", [kill, hang])
 def test_services_and_pages_work_without_redis(

@@ -91,6 +91,8 @@ def test_redis_url_enables_cachalot() -> None:
         ("DATABASE_URL", "nonsense", "DATABASE_URL must be mysql://"),
         ("DATABASE_URL", "postgres://h/name", "DATABASE_URL must be mysql://"),
         ("REDIS_URL", "localhost", "REDIS_URL must be redis://"),
+        ("PROXIES", "-1", "PROXIES must be 0 or more"),
+        ("LOG_FORMAT", "xml", "LOG_FORMAT must be json, or unset."),
     ],
 )
 def test_invalid_setting_is_one_line_and_status_2(name: str, value: str, message: str) -> None:
