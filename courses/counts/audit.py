@@ -7,8 +7,8 @@ nothing more.
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -26,8 +26,7 @@ logger = logging.getLogger(__name__)
 
 CHECK_TIME_LIMIT = 10.0  # seconds
 CHECK_BATCH_SIZE = 250  # courses, so that the last batch takes little time beyond the limit
-MAX_IN_LIST = 999  # keys; MariaDB turns a longer list into a join
-PRUNE_BATCH_SIZE = 1_000  # rows
+UPDATE_BATCH_SIZE = 500  # rows; MariaDB turns an IN list of 1,000 keys or more into a join
 
 
 class StopAudit(Exception):
@@ -58,28 +57,31 @@ def run_audit(
     reports the drift itself. `create_immediately` records the run before it has read anything,
     so that others can see it running.
     """
-    recorder = _Recorder(kind=kind, actor=actor)
+    max_length = CountRun._meta.get_field("actor").max_length
+    # A line break in a user name would start a new line in the log.
+    actor = " ".join(actor.split())[:max_length]
+    run = CountRun(kind=kind, actor=actor, started_at=timezone.now())
+    recorder = _Recorder(run)
     if create_immediately:
-        recorder.save_run()
+        recorder.save()
 
     def record_and_report(batch: Batch) -> None:
-        recorder.record_batch(batch)
+        recorder.save_batch(batch)
         if on_batch:
             on_batch(batch)
 
-    options |= {"courses": courses, "on_batch": record_and_report}
-    is_full = courses is None
+    find = rebuild if run.is_rebuild else find_drift
     try:
-        if kind == CountRun.Kind.REBUILD:
-            yield from rebuild(on_commit=recorder.record_corrections, **options)
-        else:
-            yield from find_drift(**options)
+        yield from find(courses=courses, on_batch=record_and_report, **options)
+        run.is_full = courses is None
+        run.finished_at = timezone.now()
     except StopAudit:
-        is_full = False
-    except BaseException:
-        recorder.record_interruption(log_drift=log_drift)
-        raise
-    recorder.record_end(is_full=is_full, log_drift=log_drift)
+        run.finished_at = timezone.now()
+    finally:
+        if run.drifted and log_drift:
+            _log_drift(run)
+        if run.finished_at or run.courses_checked:
+            recorder.save()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,116 +131,69 @@ def prune(*, before: datetime) -> tuple[int, int]:
 
     Open discrepancies stay, and so do the runs that still have discrepancies.
     """
-    discrepancies = _delete_in_batches(CountDiscrepancy.objects.filter(resolved_at__lt=before))
-    runs = _delete_in_batches(CountRun.objects.filter(started_at__lt=before, discrepancies=None))
+    discrepancies, _ = CountDiscrepancy.objects.filter(resolved_at__lt=before).delete()
+    runs, _ = CountRun.objects.filter(started_at__lt=before, discrepancies=None).delete()
     return runs, discrepancies
 
 
-def _delete_in_batches(rows: QuerySet) -> int:
-    deleted = 0
-    primary_keys = rows.order_by("pk").values_list("pk", flat=True)
-    while batch := list(primary_keys[:PRUNE_BATCH_SIZE]):
-        rows.model._default_manager.filter(pk__in=batch).delete()
-        deleted += len(batch)
-    return deleted
+def _log_drift(run: CountRun) -> None:
+    if run.is_rebuild:
+        advice = (
+            "The stored counts are corrected. "
+            "Find out what writes to the tables without the services."
+        )
+    else:
+        advice = f"Correct {pluralize(run.drifted, 'it,them')} with: manage.py rebuild_counts"
+    logger.error(
+        f"{run.courses_checked} course{pluralize(run.courses_checked)} checked: {run.drifted} "
+        f"drifted, by {run.absolute_drift} enrollment{pluralize(run.absolute_drift)} in total "
+        f"({run.actor}). {advice}"
+    )
 
 
 class _Recorder:
     """Writes one run and its discrepancies, or logs why it cannot."""
 
-    def __init__(self, *, kind: CountRun.Kind, actor: str) -> None:
-        max_length = CountRun._meta.get_field("actor").max_length
-        # A line break in a user name would start a new line in the log.
-        actor = " ".join(actor.split())[:max_length]
-        self.run = CountRun(kind=kind, actor=actor, started_at=timezone.now())
-        self._is_rebuild = kind == CountRun.Kind.REBUILD
+    def __init__(self, run: CountRun) -> None:
+        self._run = run
         self._has_failed = False
 
-    def record_batch(self, batch: Batch) -> None:
-        self.run.courses_checked += batch.courses_checked
-        if self._is_rebuild:
-            # All courses of the batch are correct now. Its corrections are already recorded.
-            batch = replace(batch, drifted=[])
-        self._add_drift(batch)
-        self._write_if_changed(batch)
+    def save_batch(self, batch: Batch) -> None:
+        self._run.courses_checked += batch.courses_checked
+        self._run.drifted += len(batch.drifted)
+        self._run.absolute_drift += sum(abs(course.drift) for course in batch.drifted)
+        if self._run.is_rebuild:
+            self._run.corrected += len(batch.drifted)
+        self.save(batch)
 
-    def record_corrections(self, batch: Batch) -> None:
-        self.run.corrected += len(batch.drifted)
-        self._add_drift(batch)
-        self._write_if_changed(batch)
-
-    def save_run(self) -> None:
-        self._write(self.run.save)
-
-    def record_end(self, *, is_full: bool, log_drift: bool) -> None:
-        self.run.finished_at = timezone.now()
-        self.run.is_full = is_full
-        if self.run.drifted and log_drift:
-            self._log_drift()
-        self._write(self._finish)
-
-    def record_interruption(self, *, log_drift: bool) -> None:
-        if self.run.drifted and log_drift:
-            self._log_drift()
-        if self.run.courses_checked or self.run.drifted:
-            self.save_run()
-
-    def _add_drift(self, batch: Batch) -> None:
-        self.run.drifted += len(batch.drifted)
-        self.run.absolute_drift += sum(abs(course.drift) for course in batch.drifted)
-
-    def _log_drift(self) -> None:
-        checked, drifted = self.run.courses_checked, self.run.drifted
-        error = self.run.absolute_drift
-        if self._is_rebuild:
-            advice = (
-                "The stored counts are corrected. "
-                "Find out what writes to the tables without the services."
-            )
-        else:
-            advice = f"Correct {pluralize(drifted, 'it,them')} with: manage.py rebuild_counts"
-        logger.error(
-            f"{checked} course{pluralize(checked)} checked: {drifted} drifted, by "
-            f"{error} enrollment{pluralize(error)} in total ({self.run.actor}). {advice}"
-        )
-
-    def _write_if_changed(self, batch: Batch) -> None:
-        def write() -> None:
-            self.run.save()
-            _update_discrepancies(self.run, batch)
-
-        def is_changed() -> bool:
-            return self.run.pk is None or bool(batch.drifted) or _unresolved(batch).exists()
-
-        self._write(write, condition=is_changed)
-
-    def _finish(self) -> None:
-        self.run.save()
-        if self.run.is_full:
-            # A full run has seen every course. The courses of these rows were deleted.
-            unseen = CountDiscrepancy.objects.filter(last_seen_at__lt=self.run.started_at)
-            unseen.filter(resolved_at=None).update(resolved_at=self.run.finished_at)
-
-    def _write(
-        self, write: Callable[[], None], *, condition: Callable[[], bool] = lambda: True
-    ) -> None:
+    def save(self, batch: Batch | None = None) -> None:
         if self._has_failed:
             return
         try:
-            if condition():
-                retry_transaction(idempotent=False)(write)()
+            if not batch or not self._run.pk or batch.drifted or _unresolved(batch).exists():
+                _save(self._run, batch)
         except (Error, OverflowError) as error:  # SQLite stores larger counts than their sum
             self._has_failed = True
             reason = " ".join(str(part) for part in error.args[-1:])
             logger.warning("This run could not be recorded completely: %s", reason)
 
 
+@retry_transaction(idempotent=False)
+def _save(run: CountRun, batch: Batch | None) -> None:
+    run.save()
+    if batch:
+        _update_discrepancies(run, batch)
+    if run.is_full:
+        # A full run has seen every course. The courses of these rows were deleted.
+        unseen = CountDiscrepancy.objects.filter(last_seen_at__lt=run.started_at)
+        unseen.filter(resolved_at=None).update(resolved_at=run.finished_at)
+
+
 def _unresolved(batch: Batch) -> QuerySet[CountDiscrepancy]:
     """Return the unresolved discrepancies of a batch, and perhaps of courses between its keys."""
-    rows = CountDiscrepancy.objects.filter(resolved_at=None)
-    if len(batch.course_ids) <= MAX_IN_LIST:
-        return rows.filter(course__in=batch.course_ids)
-    return rows.filter(course__gte=batch.first_id, course__lte=batch.last_id)
+    return CountDiscrepancy.objects.filter(
+        resolved_at=None, course__gte=batch.course_ids[0], course__lte=batch.last_id
+    )
 
 
 def _update_discrepancies(run: CountRun, batch: Batch) -> None:
@@ -246,57 +201,36 @@ def _update_discrepancies(run: CountRun, batch: Batch) -> None:
 
     A rebuild has corrected the drifted courses of the batch. All other courses are correct.
     """
-    is_rebuild = run.kind == CountRun.Kind.REBUILD
     now = timezone.now()
     course_ids = set(batch.course_ids)
     drifted = {course.course_id: course for course in batch.drifted}
-    still_drifted, correct = [], []
+    changed = []
+
+    def update(row: CountDiscrepancy, course: DriftedCourse) -> CountDiscrepancy:
+        row.run, row.last_seen_at, row.course_title = run, now, course.title
+        row.stored, row.true, row.drift = course.stored, course.true, course.drift
+        row.corrected, row.resolved_at = run.is_rebuild, now if run.is_rebuild else None
+        return row
+
     for row in _unresolved(batch).select_for_update().order_by("pk"):
         if row.course_id not in course_ids:
             continue
         if row.last_seen_at >= batch.read_at:
             # Another run saw the course drifted after this batch was read.
-            if not is_rebuild:
+            if not run.is_rebuild:
                 drifted.pop(row.course_id, None)
         elif course := drifted.pop(row.course_id, None):
-            _save_counts(row, course)
-            still_drifted.append(row.pk)
+            changed.append(update(row, course))
         else:
             # The course is correct, or this is its second row.
-            correct.append(row.pk)
-    outcome = {
-        "run": run,
-        "last_seen_at": now,
-        "corrected": is_rebuild,
-        "resolved_at": now if is_rebuild else None,
-    }
-    _update(still_drifted, **outcome)
-    _update(correct, resolved_at=now)
+            row.resolved_at = now
+            changed.append(row)
+    fields = [
+        *("run", "last_seen_at", "course_title", "stored", "true", "drift"),
+        *("corrected", "resolved_at"),
+    ]
+    CountDiscrepancy.objects.bulk_update(changed, fields, batch_size=UPDATE_BATCH_SIZE)
     CountDiscrepancy.objects.bulk_create(
-        CountDiscrepancy(
-            course_id=course.course_id, found_at=now, **_count_values(course), **outcome
-        )
-        for course in drifted.values()
+        update(CountDiscrepancy(course_id=pk, found_at=now), course)
+        for pk, course in drifted.items()
     )
-
-
-def _save_counts(row: CountDiscrepancy, course: DriftedCourse) -> None:
-    values = _count_values(course)
-    # Drift that nobody corrects is found again by every check, mostly with the same counts.
-    if any(getattr(row, name) != value for name, value in values.items()):
-        CountDiscrepancy.objects.filter(pk=row.pk).update(**values)
-
-
-def _count_values(course: DriftedCourse) -> dict[str, Any]:
-    return {
-        "course_title": course.title,
-        "stored": course.stored,
-        "true": course.true,
-        "drift": course.drift,
-    }
-
-
-def _update(primary_keys: Sequence[int], **values: Any) -> None:
-    for start in range(0, len(primary_keys), MAX_IN_LIST):
-        batch = primary_keys[start : start + MAX_IN_LIST]
-        CountDiscrepancy.objects.filter(pk__in=batch).update(**values)
