@@ -1,18 +1,16 @@
 import json
 import sys
+from dataclasses import asdict
 from typing import Any
 
 from django.core.management.base import CommandParser
 from django.template.defaultfilters import pluralize
-from tqdm import tqdm
 
 from courses.counts.audit import run_audit
 from courses.counts.drift import BATCH_SIZE, Batch, DriftedCourse
 from courses.management.base import AppCommand, positive_int, seconds
 from courses.managers import CourseQuerySet
 from courses.models import CountRun, Course
-
-MAX_LISTED_IDS = 5
 
 
 class Command(AppCommand):
@@ -78,15 +76,14 @@ class Command(AppCommand):
         **options: Any,
     ) -> None:
         courses = self._select_courses(course_ids, start_id)
+        total = Course.objects.count() if courses is None else courses.count()
         drifted = courses_checked = 0
-        with self.progress(total=self._count_courses(courses), unit="course") as bar:
+        with self.progress(total=total, unit="course") as bar:
 
-            def report_batch(batch: Batch) -> None:
+            def count_batch(batch: Batch) -> None:
                 nonlocal courses_checked
                 courses_checked += batch.courses_checked
                 bar.update(batch.courses_checked)
-                if verbosity > 1 and not as_json:
-                    self._print(_describe_batch(batch, check=check))
 
             for course in run_audit(
                 kind=CountRun.Kind.CHECK if check else CountRun.Kind.REBUILD,
@@ -96,10 +93,12 @@ class Command(AppCommand):
                 courses=courses,
                 batch_size=batch_size,
                 pause=pause,
-                on_batch=report_batch,
+                on_batch=count_batch,
             ):
                 drifted += 1
-                self._print(_as_json(course) if as_json else _describe(course, check=check))
+                line = _as_json(course) if as_json else _describe(course, check=check)
+                with bar.external_write_mode():
+                    self.stdout.write(line)
         if verbosity and not as_json:
             self.stdout.write(self._summary(courses_checked, drifted, check=check))
         if check and drifted:
@@ -111,32 +110,16 @@ class Command(AppCommand):
         """Return the requested courses, or None for all courses."""
         if course_ids is None and start_id is None:
             return None
-        courses = Course.objects.all()
-        if course_ids is not None:
-            self._require_courses(set(course_ids))
-            courses = courses.filter(pk__in=course_ids)
-        return courses if start_id is None else courses.filter(pk__gte=start_id)
-
-    def _require_courses(self, course_ids: set[int]) -> None:
-        unknown = sorted(course_ids - Course.objects.in_bulk(course_ids).keys())
-        if unknown:
-            listed = ", ".join(map(str, unknown[:MAX_LISTED_IDS]))
-            more = len(unknown) - MAX_LISTED_IDS
+        courses = Course.objects.filter(pk__gte=start_id or 1)
+        if course_ids is None:
+            return courses
+        if unknown := sorted(set(course_ids) - Course.objects.in_bulk(course_ids).keys()):
             raise self.usage_error(
-                f"Course{pluralize(unknown)} {listed}{f' and {more} more' if more > 0 else ''} "
+                f"Course{pluralize(unknown)} {', '.join(map(str, unknown))} "
                 f"{pluralize(unknown, 'does,do')} not exist. "
                 "List all courses with: manage.py export_courses"
             )
-
-    def _count_courses(self, courses: CourseQuerySet | None) -> int | None:
-        """Return the total of the progress bar, which only a terminal shows."""
-        if not self.stderr.isatty():
-            return None
-        return (Course.objects if courses is None else courses).count()
-
-    def _print(self, line: str) -> None:
-        with tqdm.external_write_mode():
-            self.stdout.write(line)
+        return courses.filter(pk__in=course_ids)
 
     def _summary(self, courses_checked: int, drifted: int, *, check: bool) -> str:
         checked = f"{courses_checked} course{pluralize(courses_checked)} checked"
@@ -150,23 +133,8 @@ class Command(AppCommand):
         )
 
 
-def _describe_batch(batch: Batch, *, check: bool) -> str:
-    checked = f"Courses {batch.first_id} to {batch.last_id}: {batch.courses_checked} checked"
-    if check:
-        return f"{checked}, {len(batch.drifted)} drifted"
-    locked = f"locked for at most {batch.lock_seconds:.3f} s"
-    return f"{checked}, {len(batch.drifted)} corrected, {locked}"
-
-
 def _as_json(course: DriftedCourse) -> str:
-    values = {
-        "course_id": course.course_id,
-        "title": course.title,
-        "stored": course.stored,
-        "true": course.true,
-        "drift": course.drift,
-    }
-    return json.dumps(values, ensure_ascii=False)
+    return json.dumps(asdict(course) | {"drift": course.drift}, ensure_ascii=False)
 
 
 def _describe(course: DriftedCourse, *, check: bool) -> str:

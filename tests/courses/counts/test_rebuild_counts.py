@@ -2,7 +2,6 @@ import json
 import os
 import pty
 import pwd
-import re
 import termios
 from collections.abc import Callable
 from pathlib import Path
@@ -149,29 +148,6 @@ def test_start_id_skips_courses_with_lower_ids(
     assert list(drift_by_title()) == ["High"]
 
 
-def test_verbosity_2_reports_each_batch(
-    capsys: pytest.CaptureFixture[str], drifted: dict[str, Course]
-) -> None:
-    keys = sorted(course.pk for course in drifted.values())
-    with pytest.raises(SystemExit):
-        call_command("rebuild_counts", "--check", "-v", "2", "--batch-size", "3")
-    output = capsys.readouterr().out
-    assert f"\nCourses {keys[0]} to {keys[2]}: 3 checked, 2 drifted\n" in output
-    output = run(capsys, "-v", "2", "--batch-size", "3")
-    line = f"\nCourses {keys[3]} to {keys[4]}: 2 checked, 2 corrected, locked for at most "
-    assert re.search(re.escape(line) + r"\d\.\d{3} s\n", output)
-    assert run(capsys, "-v", "2", "--json") == ""
-
-
-def test_courses_are_counted_only_for_a_visible_progress_bar(
-    capsys: pytest.CaptureFixture[str], course: Course
-) -> None:
-    with CaptureQueriesContext(connection) as queries:
-        run(capsys)
-    counts = [query["sql"] for query in queries if "COUNT(*)" in query["sql"]]
-    assert counts == []
-
-
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -203,7 +179,6 @@ def test_invalid_arguments_raise_command_error_and_change_nothing(
     [
         ([1], "Course 9000001 does not exist."),
         ([1, 2], "Courses 9000001, 9000002 do not exist."),
-        (range(1, 8), "and 2 more do not exist."),
     ],
 )
 def test_unknown_course_ids_are_listed(
