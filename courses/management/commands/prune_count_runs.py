@@ -27,11 +27,7 @@ class Command(AppCommand):
         )
 
     def handle(self, *, keep_days: int, verbosity: int, **options: Any) -> None:
-        try:
-            before = timezone.now() - timedelta(days=keep_days)
-        except OverflowError:
-            raise self.usage_error(f"--keep-days {keep_days} is before the year 1.") from None
-        runs, discrepancies = prune(before=before)
+        runs, discrepancies = prune(before=timezone.now() - timedelta(days=keep_days))
         if verbosity:
             self.stdout.write(
                 f"Deleted {runs} run{pluralize(runs)} and {discrepancies} "

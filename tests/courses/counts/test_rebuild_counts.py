@@ -153,15 +153,15 @@ def test_start_id_skips_courses_with_lower_ids(
     [
         (["--pause", "-1"], "--pause: must be between 0 and 86400 seconds, not '-1'"),
         (["--pause", "nan"], "not 'nan'"),
-        (["--pause", "long"], "not 'long'"),
-        (["--start-id", "one"], "--start-id: must be a whole number of at least 1, not 'one'"),
-        (["--course-id", "0"], "--course-id: must be a whole number of at least 1, not '0'"),
-        (["--course-id", "1.5"], "not '1.5'"),
+        (["--pause", "long"], "--pause: invalid seconds value: 'long'"),
+        (["--start-id", "one"], "--start-id: invalid positive_int value: 'one'"),
+        (["--course-id", "0"], "--course-id: must be between 1 and"),
+        (["--course-id", "1.5"], "invalid positive_int value: '1.5'"),
         (["--course-id", str(2**63)], f"not '{2**63}'"),
-        (["--course-id", ""], "not ''"),
+        (["--course-id", ""], "invalid positive_int value: ''"),
         (["--course-id"], "expected at least one argument"),
-        (["--batch-size", "-1"], "--batch-size: must be a whole number of at least 1, not '-1'"),
-        (["--batch-size", "many"], "not 'many'"),
+        (["--batch-size", "-1"], "--batch-size: must be between 1 and"),
+        (["--batch-size", "many"], "invalid positive_int value: 'many'"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
     ],
 )
@@ -218,8 +218,8 @@ class TestProcess:
         ("arguments", "reason"),
         [
             (["--course-id", "{known}", "987654321"], "Course 987654321 does not exist."),
-            (["--course-id", "one"], "--course-id: must be a whole number of at least 1"),
-            (["--batch-size", "0"], "--batch-size: must be a whole number of at least 1"),
+            (["--course-id", "one"], "--course-id: invalid positive_int value: 'one'"),
+            (["--batch-size", "0"], "--batch-size: must be between 1 and"),
             (["--nonsense"], "unrecognized arguments: --nonsense"),
         ],
     )
