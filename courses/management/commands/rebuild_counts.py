@@ -96,7 +96,9 @@ class Command(AppCommand):
                 on_batch=count_batch,
             ):
                 drifted += 1
-                line = _as_json(course) if as_json else _describe(course, check=check)
+                line = _describe(course, check=check)
+                if as_json:
+                    line = json.dumps(asdict(course) | {"drift": course.drift}, ensure_ascii=False)
                 with bar.external_write_mode():
                     self.stdout.write(line)
         if verbosity and not as_json:
@@ -131,10 +133,6 @@ class Command(AppCommand):
             f"{checked}: {drifted} drifted. "
             f"Correct {pluralize(drifted, 'it,them')} with: manage.py rebuild_counts"
         )
-
-
-def _as_json(course: DriftedCourse) -> str:
-    return json.dumps(asdict(course) | {"drift": course.drift}, ensure_ascii=False)
 
 
 def _describe(course: DriftedCourse, *, check: bool) -> str:
