@@ -8,6 +8,7 @@ nothing more.
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -72,10 +73,9 @@ def run_audit(
 
     find = rebuild if run.is_rebuild else find_drift
     try:
-        yield from find(courses=courses, on_batch=record_and_report, **options)
-        run.is_full = courses is None
-        run.finished_at = timezone.now()
-    except StopAudit:
+        with suppress(StopAudit):
+            yield from find(courses=courses, on_batch=record_and_report, **options)
+            run.is_full = courses is None
         run.finished_at = timezone.now()
     finally:
         if run.drifted and log_drift:
@@ -109,9 +109,9 @@ def timed_check(*, actor: str, seconds: float = CHECK_TIME_LIMIT) -> TimedCheckR
 
     def stop_at_deadline(batch: Batch) -> None:
         nonlocal courses_checked, last_id, is_complete
-        courses_checked += batch.courses_checked
-        last_id = batch.last_id
-        if batch.courses_checked == CHECK_BATCH_SIZE and time.monotonic() >= deadline:
+        courses_checked += len(batch.course_ids)
+        last_id = batch.course_ids[-1]
+        if len(batch.course_ids) == CHECK_BATCH_SIZE and time.monotonic() >= deadline:
             is_complete = False
             raise StopAudit
 
@@ -159,7 +159,7 @@ class _Recorder:
         self._has_failed = False
 
     def save_batch(self, batch: Batch) -> None:
-        self._run.courses_checked += batch.courses_checked
+        self._run.courses_checked += len(batch.course_ids)
         self._run.drifted += len(batch.drifted)
         self._run.absolute_drift += sum(abs(course.drift) for course in batch.drifted)
         if self._run.is_rebuild:
@@ -192,7 +192,7 @@ def _save(run: CountRun, batch: Batch | None) -> None:
 def _unresolved(batch: Batch) -> QuerySet[CountDiscrepancy]:
     """Return the unresolved discrepancies of a batch, and perhaps of courses between its keys."""
     return CountDiscrepancy.objects.filter(
-        resolved_at=None, course__gte=batch.course_ids[0], course__lte=batch.last_id
+        resolved_at=None, course__gte=batch.course_ids[0], course__lte=batch.course_ids[-1]
     )
 
 

@@ -42,14 +42,6 @@ class Batch:
     drifted: Sequence[DriftedCourse]
     read_at: datetime  # not later than the moment at which the counts were read
 
-    @property
-    def last_id(self) -> int:
-        return self.course_ids[-1]
-
-    @property
-    def courses_checked(self) -> int:
-        return len(self.course_ids)
-
 
 def find_drift(
     *,

@@ -82,8 +82,8 @@ class Command(AppCommand):
 
             def count_batch(batch: Batch) -> None:
                 nonlocal courses_checked
-                courses_checked += batch.courses_checked
-                bar.update(batch.courses_checked)
+                courses_checked += len(batch.course_ids)
+                bar.update(len(batch.course_ids))
 
             for course in run_audit(
                 kind=CountRun.Kind.CHECK if check else CountRun.Kind.REBUILD,
