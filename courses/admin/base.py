@@ -129,28 +129,21 @@ class BoundedAdmin(admin.ModelAdmin):
     def get_paginator(
         self, request: HttpRequest, queryset: QuerySet, per_page: int, *args: Any, **kwargs: Any
     ) -> Paginator:
-        page_number = _requested_page(request)
+        # The autocomplete view has its own name for the parameter.
+        number = request.GET.get(PAGE_VAR) or request.GET.get("page") or 1
+        try:
+            page_number = int(number)
+        except ValueError:
+            page_number = 1
         return BoundedPaginator(queryset, per_page, *args, page_number=page_number, **kwargs)
 
     def response_action(self, request: HttpRequest, queryset: QuerySet) -> HttpResponse | None:
         is_bounded = request.POST.get("select_across") != "1"  # the rows of one page
         if not is_bounded and queryset.order_by()[MAX_SELECTED:].exists():
-            self.message_user(
-                request,
-                f"Select at most {MAX_SELECTED} {self.opts.verbose_name_plural}.",
-                messages.ERROR,
-            )
+            message = f"Select at most {MAX_SELECTED} {self.opts.verbose_name_plural}."
+            self.message_user(request, message, messages.ERROR)
             return HttpResponseRedirect(request.get_full_path())
         return super().response_action(request, queryset)
-
-
-def _requested_page(request: HttpRequest) -> int:
-    # The autocomplete view has its own name for the parameter.
-    number = request.GET.get(PAGE_VAR) or request.GET.get("page") or 1
-    try:
-        return int(number)
-    except ValueError:
-        return 1
 
 
 class ReadOnlyAdmin(BoundedAdmin):

@@ -1,11 +1,11 @@
 """The admin of courses and subjects, with the stored count, true count and drift of each course."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from django.contrib import admin, messages
 from django.db.models import Field
 from django.http import HttpRequest
+from django.template.defaultfilters import pluralize
 from django.urls import reverse
 from django.utils.html import format_html
 
@@ -15,7 +15,6 @@ from courses.managers import CourseQuerySet, drift, true_count
 from courses.models import CountDiscrepancy, CountRun, Course, Subject
 
 MAX_SUBJECT_CHOICES = 200
-MAX_LISTED = 20  # corrected courses that a message names
 
 
 @admin.register(Subject)
@@ -105,17 +104,7 @@ class CourseAdmin(ProtectedDeleteAdmin):
                 courses=Course.objects.filter(pk__in=list(queryset.values_list("pk", flat=True))),
             )
         )
-        self.message_user(request, _describe_corrections(corrected), messages.SUCCESS)
-
-
-def _describe_corrections(corrected: Sequence[Any]) -> str:
-    if not corrected:
-        return "All counts of the selected courses are correct."
-    number = f"{len(corrected)} course{'' if len(corrected) == 1 else 's'}"
-    changes = [
-        f"“{course.title}” from {course.stored} to {course.true}"
-        for course in corrected[:MAX_LISTED]
-    ]
-    if len(corrected) > MAX_LISTED:
-        changes.append(f"and {len(corrected) - MAX_LISTED} more")
-    return f"Corrected {number}: {', '.join(changes)}."
+        message = "All counts of the selected courses are correct."
+        if corrected:
+            message = f"Corrected {len(corrected)} course{pluralize(corrected)}."
+        self.message_user(request, message, messages.SUCCESS)

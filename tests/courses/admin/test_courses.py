@@ -181,7 +181,7 @@ def test_the_rebuild_action_reports_its_corrections_in_one_message(
     staff_client: Client, drifted_courses: list[Course]
 ) -> None:
     page = run_action(staff_client, "rebuild_counts", drifted_courses)
-    assert message_texts(page) == ["Corrected 2 courses: “A” from 4 to 2, “C” from 2 to 3."]
+    assert message_texts(page) == ["Corrected 2 courses."]
     page = run_action(staff_client, "rebuild_counts", drifted_courses)
     assert message_texts(page) == ["All counts of the selected courses are correct."]
 
@@ -203,9 +203,7 @@ def test_the_rebuild_action_corrects_all_pages_of_a_filter(
     page = staff_client.post(
         f"{LIST}?drifted=yes&o={DRIFT}", data | {"_selected_action": courses[0].pk}, follow=True
     )
-    (message,) = message_texts(page)
-    assert message.startswith("Corrected 55 courses: “Course")
-    assert message.endswith(", and 35 more.")
+    assert message_texts(page) == ["Corrected 55 courses."]
     assert drift_by_title() == {}
 
 
