@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 CHECK_TIME_LIMIT = 10.0  # seconds
 CHECK_BATCH_SIZE = 250  # courses, so that the last batch takes little time beyond the limit
-UPDATE_BATCH_SIZE = 500  # rows; MariaDB turns an IN list of 1,000 keys or more into a join
 
 
 class StopAudit(Exception):
@@ -202,16 +201,15 @@ def _update_discrepancies(run: CountRun, batch: Batch) -> None:
     A rebuild has corrected the drifted courses of the batch. All other courses are correct.
     """
     now = timezone.now()
+    outcome = {
+        "run": run,
+        "last_seen_at": now,
+        "corrected": run.is_rebuild,
+        "resolved_at": now if run.is_rebuild else None,
+    }
     course_ids = set(batch.course_ids)
     drifted = {course.course_id: course for course in batch.drifted}
-    changed = []
-
-    def update(row: CountDiscrepancy, course: DriftedCourse) -> CountDiscrepancy:
-        row.run, row.last_seen_at, row.course_title = run, now, course.title
-        row.stored, row.true, row.drift = course.stored, course.true, course.drift
-        row.corrected, row.resolved_at = run.is_rebuild, now if run.is_rebuild else None
-        return row
-
+    seen_again, resolved = [], []
     for row in _unresolved(batch).select_for_update().order_by("pk"):
         if row.course_id not in course_ids:
             continue
@@ -220,17 +218,26 @@ def _update_discrepancies(run: CountRun, batch: Batch) -> None:
             if not run.is_rebuild:
                 drifted.pop(row.course_id, None)
         elif course := drifted.pop(row.course_id, None):
-            changed.append(update(row, course))
+            seen_again.append(row.pk)
+            # Drift that nobody corrects is found again by every check, mostly with these counts.
+            if (row.stored, row.true) != (course.stored, course.true):
+                row.stored, row.true, row.drift = course.stored, course.true, course.drift
+                row.save(update_fields=["stored", "true", "drift"])
         else:
             # The course is correct, or this is its second row.
-            row.resolved_at = now
-            changed.append(row)
-    fields = [
-        *("run", "last_seen_at", "course_title", "stored", "true", "drift"),
-        *("corrected", "resolved_at"),
-    ]
-    CountDiscrepancy.objects.bulk_update(changed, fields, batch_size=UPDATE_BATCH_SIZE)
+            resolved.append(row.pk)
+    # The range of the batch bounds the rows that MariaDB reads for a long IN list.
+    _unresolved(batch).filter(pk__in=resolved).update(resolved_at=now)
+    _unresolved(batch).filter(pk__in=seen_again).update(**outcome)
     CountDiscrepancy.objects.bulk_create(
-        update(CountDiscrepancy(course_id=pk, found_at=now), course)
-        for pk, course in drifted.items()
+        CountDiscrepancy(
+            course_id=course.course_id,
+            course_title=course.title,
+            stored=course.stored,
+            true=course.true,
+            drift=course.drift,
+            found_at=now,
+            **outcome,
+        )
+        for course in drifted.values()
     )

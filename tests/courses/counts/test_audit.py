@@ -262,9 +262,8 @@ class TestDiscrepancies:
 
     @pytest.mark.parametrize("batch_size", [1, 5, 1000])
     def test_every_batch_size_records_the_same(
-        self, courses: list[Course], batch_size: int, monkeypatch: pytest.MonkeyPatch
+        self, courses: list[Course], batch_size: int
     ) -> None:
-        monkeypatch.setattr(audit, "UPDATE_BATCH_SIZE", 2)
         add_drift(*courses[1:6])
         run_recorded(CHECK, batch_size=batch_size)
         assert len(open_drift()) == 5
