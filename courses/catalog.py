@@ -1,6 +1,5 @@
 """The course catalog: search, sorting and cursor pagination."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +98,7 @@ class _SortKey:
         return f"{course.pk}.{getattr(course, self.column)}"
 
 
-_SORT_KEYS: Mapping[str, _SortKey] = {
+_SORT_KEYS: dict[str, _SortKey] = {
     Order.POPULAR: _SortKey("total_enrollments", True, F("total_enrollments") + 0),
     Order.NEWEST: _SortKey("id", True, F("id")),
     Order.TITLE: _SortKey("title", False, Concat("title", Value(""))),

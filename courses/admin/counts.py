@@ -3,7 +3,6 @@
 from typing import Any
 
 from django.contrib import admin, messages
-from django.contrib.humanize.templatetags.humanize import intcomma
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
@@ -39,12 +38,10 @@ class CountRunAdmin(ReadOnlyAdmin):
         return [path("health/", view, name="courses_count_health"), *super().get_urls()]
 
     def count_health_view(self, request: HttpRequest) -> HttpResponse:
-        if not request.user.has_perm("courses.view_course"):
+        needed = "change_course" if request.method == "POST" else "view_course"
+        if not request.user.has_perm(f"courses.{needed}"):
             raise PermissionDenied
-        can_change_courses = request.user.has_perm("courses.change_course")
         if request.method == "POST":
-            if not can_change_courses:
-                raise PermissionDenied
             self._check_now(request)
             return redirect("admin:courses_count_health")
         days = chart_days()
@@ -56,7 +53,7 @@ class CountRunAdmin(ReadOnlyAdmin):
             "maximum": max(max(day.drifted or 0, day.corrected) for day in days),
             "runs": CountRun.objects.order_by("-pk")[:MAX_LISTED_RUNS],
             "check_seconds": int(CHECK_TIME_LIMIT),
-            "can_change_courses": can_change_courses,
+            "can_change_courses": request.user.has_perm("courses.change_course"),
             "can_view_runs": self.has_view_permission(request),
         }
         return TemplateResponse(request, "admin/courses/counts/health.html", context)
@@ -85,10 +82,8 @@ class CountRunAdmin(ReadOnlyAdmin):
 
 def _describe(result: TimedCheckResult) -> str:
     number = result.courses_checked
-    outcome = (
-        f"{intcomma(result.drifted)} drifted." if result.drifted else "all counts are correct."
-    )
-    message = f"{intcomma(number)} course{pluralize(number)} checked: {outcome}"
+    outcome = f"{result.drifted:,} drifted." if result.drifted else "all counts are correct."
+    message = f"{number:,} course{pluralize(number)} checked: {outcome}"
     if result.is_complete:
         return message
     return (

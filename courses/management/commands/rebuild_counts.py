@@ -51,12 +51,6 @@ class Command(AppCommand):
             help="sleep between batches, to spare a busy database (default: %(default)s)",
         )
         parser.add_argument(
-            "--start-id",
-            type=positive_int,
-            metavar="ID",
-            help="only courses with this ID or a higher one, to resume an interrupted run",
-        )
-        parser.add_argument(
             "--json",
             action="store_true",
             dest="as_json",
@@ -70,12 +64,11 @@ class Command(AppCommand):
         check: bool,
         batch_size: int,
         pause: float,
-        start_id: int | None,
         as_json: bool,
         verbosity: int,
         **options: Any,
     ) -> None:
-        courses = self._select_courses(course_ids, start_id)
+        courses = self._select_courses(course_ids)
         total = Course.objects.count() if courses is None else courses.count()
         drifted = courses_checked = 0
         with self.progress(total=total, unit="course") as bar:
@@ -106,22 +99,17 @@ class Command(AppCommand):
         if check and drifted:
             sys.exit(1)
 
-    def _select_courses(
-        self, course_ids: list[int] | None, start_id: int | None
-    ) -> CourseQuerySet | None:
+    def _select_courses(self, course_ids: list[int] | None) -> CourseQuerySet | None:
         """Return the requested courses, or None for all courses."""
-        if course_ids is None and start_id is None:
-            return None
-        courses = Course.objects.filter(pk__gte=start_id or 1)
         if course_ids is None:
-            return courses
+            return None
         if unknown := sorted(set(course_ids) - Course.objects.in_bulk(course_ids).keys()):
             raise self.usage_error(
                 f"Course{pluralize(unknown)} {', '.join(map(str, unknown))} "
                 f"{pluralize(unknown, 'does,do')} not exist. "
                 "List all courses with: manage.py export_courses"
             )
-        return courses.filter(pk__in=course_ids)
+        return Course.objects.filter(pk__in=course_ids)
 
     def _summary(self, courses_checked: int, drifted: int, *, check: bool) -> str:
         checked = f"{courses_checked} course{pluralize(courses_checked)} checked"
