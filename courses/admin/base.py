@@ -162,7 +162,7 @@ def retry_on_conflict(view: View) -> View:
 
     Decorate the view itself, because Django's admin views begin the transaction. They are not
     idempotent: if the connection is lost during COMMIT, the view is not retried, and a message
-    asks the user to check the result.
+    asks the user to check the result. A message also reports a violated constraint.
     """
 
     def attempt(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse | None:
@@ -175,9 +175,7 @@ def retry_on_conflict(view: View) -> View:
         try:
             return retry_transaction(idempotent=False)(attempt)(request, *args, **kwargs)
         except (ProtectedError, IntegrityError):
-            message = (
-                "Nothing was changed, because other rows were added at the same time. Try again."
-            )
+            message = "Nothing was changed, because related rows changed just now. Try again."
         except OperationalError as error:
             if not is_transient(error):
                 raise

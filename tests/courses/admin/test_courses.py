@@ -407,7 +407,7 @@ def test_an_enrollment_added_during_the_deletion_prevents_it(
 
 def assert_nothing_deleted(page: HttpResponse, deletion: SimpleNamespace) -> None:
     assert message_texts(page) == [
-        "Nothing was changed, because other rows were added at the same time. Try again."
+        "Nothing was changed, because related rows changed just now. Try again."
     ]
     assert not deletion.has_happened()
     assert not LogEntry.objects.exists()
