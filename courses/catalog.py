@@ -1,6 +1,5 @@
 """The course catalog: search, sorting and cursor pagination."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +8,6 @@ from django.db.models import F, Q, TextChoices, Value
 from django.db.models.expressions import Combinable
 from django.db.models.functions import Concat
 
-from courses.managers import CourseQuerySet
 from courses.models import Course, Subject
 
 PAGE_SIZE = 50  # courses
@@ -60,10 +58,18 @@ def catalog_page(
     is_backward = bool(before and not after)
     cursor = before if is_backward else after
     descending = sort_key.descending != is_backward
-    courses = _matching_courses(search, subject)
+    courses = Course.objects.select_related("subject", "instructor")
+    for word in search.split():
+        courses = courses.filter(title__icontains=word)
+    if subject is not None:
+        courses = courses.filter(subject=subject)
     if cursor:
         courses = courses.filter(_after_cursor(sort_key, cursor, descending))
-    courses = _sort(courses, sort_key, descending, use_index=not search.split())
+    # An index returns the first courses of a list immediately. A search for a rare word would
+    # read all rows through the index, one by one and in random order, so it sorts instead.
+    courses = courses.order_by(sort_key.unindexed if search.split() else sort_key.column, "pk")
+    if descending:
+        courses = courses.reverse()
     # One course more than the page holds shows whether there is another page.
     rows = list(courses[: size + 1])
     has_more, page = len(rows) > size, rows[:size]
@@ -74,8 +80,8 @@ def catalog_page(
     has_previous, has_next = (has_more, True) if is_backward else (bool(cursor), has_more)
     return CatalogPage(
         page,
-        before=_cursor(sort_key, page[0]) if has_previous else "",
-        after=_cursor(sort_key, page[-1]) if has_next else "",
+        before=sort_key.cursor(page[0]) if has_previous else "",
+        after=sort_key.cursor(page[-1]) if has_next else "",
     )
 
 
@@ -88,56 +94,30 @@ class _SortKey:
     # An expression with the values of `column`, for which the database cannot use an index.
     unindexed: Combinable
 
+    def cursor(self, course: Course) -> str:
+        return f"{course.pk}.{getattr(course, self.column)}"
 
-_SORT_KEYS: Mapping[str, _SortKey] = {
+
+_SORT_KEYS: dict[str, _SortKey] = {
     Order.POPULAR: _SortKey("total_enrollments", True, F("total_enrollments") + 0),
-    Order.NEWEST: _SortKey("pk", True, F("pk")),
+    Order.NEWEST: _SortKey("id", True, F("id")),
     Order.TITLE: _SortKey("title", False, Concat("title", Value(""))),
 }
 
 
-def _matching_courses(search: str, subject: Subject | None) -> CourseQuerySet:
-    courses = Course.objects.select_related("subject", "instructor")
-    for word in search.split():
-        courses = courses.filter(title__icontains=word)
-    if subject is not None:
-        courses = courses.filter(subject=subject)
-    return courses
-
-
 def _after_cursor(sort_key: _SortKey, cursor: str, descending: bool) -> Q:
-    """Return the condition for the courses after a cursor, which `_cursor()` made."""
+    """Return the condition for the courses after a cursor."""
     pk, _, value = cursor.partition(".")
     lookup = "lt" if descending else "gt"
+    column: Any = Course._meta.get_field(sort_key.column)
     try:
+        column_value = column.to_python(value)
         pk_condition = {f"pk__{lookup}": Course._meta.pk.to_python(pk)}
-        if sort_key.column == "pk":
-            return Q(**pk_condition)
-        field: Any = Course._meta.get_field(sort_key.column)
-        column_value = field.to_python(value)
     except ValidationError:
         raise InvalidCursor(
             f"The cursor {cursor!r:.80} does not belong to this order. Start from the first page."
         ) from None
     # Two ranges of one index. Written with <= and AND, MariaDB reads all rows with equal values.
-    return Q((f"{sort_key.column}__{lookup}", column_value)) | Q(
-        (sort_key.column, column_value), **pk_condition
+    return Q((f"{column.name}__{lookup}", column_value)) | Q(
+        (column.name, column_value), **pk_condition
     )
-
-
-def _sort(
-    courses: CourseQuerySet, sort_key: _SortKey, descending: bool, *, use_index: bool
-) -> CourseQuerySet:
-    # An index returns the first courses of a list immediately. A search for a rare word would
-    # read all rows through the index, one by one and in random order, so it sorts instead.
-    value: Any = F(sort_key.column) if use_index else sort_key.unindexed
-    pk = F("pk")
-    if descending:
-        return courses.order_by(value.desc(), pk.desc())
-    return courses.order_by(value.asc(), pk.asc())
-
-
-def _cursor(sort_key: _SortKey, course: Course) -> str:
-    if sort_key.column == "pk":
-        return str(course.pk)
-    return f"{course.pk}.{getattr(course, sort_key.column)}"

@@ -1,6 +1,5 @@
 """A counter column that saving an instance never changes."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from django.db import models
@@ -19,12 +18,6 @@ class CounterField(models.PositiveIntegerField):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs |= {"default": 0, "db_default": 0, "editable": False}
         super().__init__(*args, **kwargs)
-
-    def deconstruct(self) -> tuple[str, str, Sequence[Any], dict[str, Any]]:
-        name, path, args, kwargs = super().deconstruct()
-        for key in ("default", "db_default", "editable"):
-            kwargs.pop(key, None)
-        return name, path, args, kwargs
 
     def pre_save(self, model_instance: models.Model, add: bool) -> Any:
         if not add:

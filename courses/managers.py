@@ -42,7 +42,6 @@ class CourseQuerySet(models.QuerySet):
         update_fields: Collection[str] | None = None,
         unique_fields: Collection[str] | None = None,
     ) -> list[Any]:
-        update_fields = update_fields and list(update_fields)
         self._reject_counters(update_fields or ())
         return super().bulk_create(
             objs, batch_size, ignore_conflicts, update_conflicts, update_fields, unique_fields

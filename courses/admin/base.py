@@ -4,14 +4,13 @@ No page of these classes counts or reads a whole table. Lists are read page by p
 indexed columns, and accept only filters and searches that an index serves or that few rows bound.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 from django.contrib import admin, messages
 from django.contrib.admin.actions import delete_selected
 from django.contrib.admin.options import IncorrectLookupParameters
-from django.contrib.admin.utils import model_ngettext
 from django.contrib.admin.views.main import ORDER_VAR, PAGE_VAR, ChangeList
 from django.core.paginator import InvalidPage, Page, Paginator
 from django.db import IntegrityError, OperationalError
@@ -25,8 +24,6 @@ LOOKAHEAD_PAGES = 5
 # Rows before and on the last page of a list. Skipping them takes about 20 milliseconds.
 MAX_OFFSET = 100_000
 MAX_SELECTED = 500  # objects that one run of an action accepts
-MAX_LISTED = 20  # objects that a message or a confirmation page names
-MAX_PROTECTED_ROWS = 1_000  # rows that a confirmation page counts for one object
 
 View = Callable[..., HttpResponse | None]
 
@@ -58,18 +55,10 @@ class BoundedPaginator(Paginator):
     def _pks(self) -> list[Any]:
         return list(self.object_list.values_list("pk", flat=True)[self._start : self._stop + 1])
 
-    @property
-    def has_more(self) -> bool:
-        return self._start + len(self._pks) > self._stop
-
-    @property
-    def is_truncated(self) -> bool:
-        """Whether no page shows the rows after MAX_OFFSET."""
-        return self.has_more and self._stop == MAX_OFFSET
-
     @cached_property
     def count(self) -> int:
-        return MinimumCount(self._stop) if self.has_more else self._start + len(self._pks)
+        count = self._start + len(self._pks)
+        return count if count <= self._stop else MinimumCount(self._stop)
 
     def page(self, number: int | str) -> Page:
         number = self.validate_number(number)
@@ -110,20 +99,11 @@ class BoundedChangeList(ChangeList):
 
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
-        if not self.query and not self.get_filters_params():
-            # The list is complete, so the search form needs no number of results.
-            self.full_result_count = self.result_count
         # Django would run the query again if there is only one page.
         try:
             self.result_list = self.paginator.page(self.page_num).object_list
         except InvalidPage as error:
             raise IncorrectLookupParameters from error
-        if self.paginator.is_truncated and request.method == "GET":
-            messages.info(
-                request,
-                f"This list ends after {MAX_OFFSET:,} {self.opts.verbose_name_plural}. "
-                "Search or filter to find others.",
-            )
 
 
 class BoundedAdmin(admin.ModelAdmin):
@@ -149,17 +129,21 @@ class BoundedAdmin(admin.ModelAdmin):
     def get_paginator(
         self, request: HttpRequest, queryset: QuerySet, per_page: int, *args: Any, **kwargs: Any
     ) -> Paginator:
-        page_number = _requested_page(request)
+        # The autocomplete view has its own name for the parameter.
+        number = request.GET.get(PAGE_VAR) or request.GET.get("page") or 1
+        try:
+            page_number = int(number)
+        except ValueError:
+            page_number = 1
         return BoundedPaginator(queryset, per_page, *args, page_number=page_number, **kwargs)
 
-
-def _requested_page(request: HttpRequest) -> int:
-    # The autocomplete view has its own name for the parameter.
-    number = request.GET.get(PAGE_VAR) or request.GET.get("page") or 1
-    try:
-        return int(number)
-    except ValueError:
-        return 1
+    def response_action(self, request: HttpRequest, queryset: QuerySet) -> HttpResponse | None:
+        is_bounded = request.POST.get("select_across") != "1"  # the rows of one page
+        if not is_bounded and queryset.order_by()[MAX_SELECTED:].exists():
+            message = f"Select at most {MAX_SELECTED} {self.opts.verbose_name_plural}."
+            self.message_user(request, message, messages.ERROR)
+            return HttpResponseRedirect(request.get_full_path())
+        return super().response_action(request, queryset)
 
 
 class ReadOnlyAdmin(BoundedAdmin):
@@ -170,11 +154,7 @@ class ReadOnlyAdmin(BoundedAdmin):
     def has_add_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         return False
 
-    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return False
+    has_change_permission = has_delete_permission = has_add_permission
 
 
 def retry_on_conflict(view: View) -> View:
@@ -182,7 +162,7 @@ def retry_on_conflict(view: View) -> View:
 
     Decorate the view itself, because Django's admin views begin the transaction. They are not
     idempotent: if the connection is lost during COMMIT, the view is not retried, and a message
-    asks the user to check the result.
+    asks the user to check the result. A message also reports a violated constraint.
     """
 
     def attempt(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse | None:
@@ -194,16 +174,18 @@ def retry_on_conflict(view: View) -> View:
             return view(request, *args, **kwargs)
         try:
             return retry_transaction(idempotent=False)(attempt)(request, *args, **kwargs)
+        except (ProtectedError, IntegrityError):
+            message = "Nothing was changed, because related rows changed just now. Try again."
         except OperationalError as error:
             if not is_transient(error):
                 raise
-            _discard_new_messages(request)
-            messages.error(
-                request,
+            message = (
                 "The database was too busy. "
-                "Check whether your change was saved before you try again.",
+                "Check whether your change was saved before you try again."
             )
-            return HttpResponseRedirect(request.get_full_path())
+        _discard_new_messages(request)
+        messages.error(request, message)
+        return HttpResponseRedirect(request.get_full_path())
 
     return wrapper
 
@@ -220,12 +202,6 @@ def actor_label(request: HttpRequest) -> str:
     return f"admin: {request.user.get_username()}"
 
 
-def selected_pks(queryset: QuerySet) -> list[Any] | None:
-    """Return the primary keys of the selected objects, or None if there are too many."""
-    pks = list(queryset.values_list("pk", flat=True)[: MAX_SELECTED + 1])
-    return pks if len(pks) <= MAX_SELECTED else None
-
-
 class RetryingAdmin(BoundedAdmin):
     """Admin whose forms are saved again after a database conflict."""
 
@@ -239,7 +215,8 @@ class RetryingAdmin(BoundedAdmin):
 class ProtectedDeleteAdmin(RetryingAdmin):
     """Admin of objects that cannot be deleted while rows of a relation refer to them.
 
-    Django's confirmation page would read and list all of these rows. This class counts them.
+    Django's confirmation page would read and list all of these rows. This class names the
+    objects instead.
     """
 
     actions = ["delete_selected"]
@@ -248,54 +225,21 @@ class ProtectedDeleteAdmin(RetryingAdmin):
     def get_deleted_objects(
         self, objs: Iterable[Model], request: HttpRequest
     ) -> tuple[Any, dict[str, int], set[str], list[str]]:
-        protected = self._describe_protected([obj.pk for obj in objs])
+        relation = self.model._meta.get_field(self.protected_relation)
+        rows = relation.related_model._default_manager.filter(
+            **{relation.field.name: OuterRef("pk")}
+        )
+        # MariaDB would turn a filter by this subquery into a join that reads all rows.
+        objects = self.model._default_manager.annotate(is_protected=Exists(rows.order_by()))
+        protected = [
+            f"{relation.related_model._meta.verbose_name_plural} of {obj}"
+            for obj in objects.filter(pk__in=[obj.pk for obj in objs]).order_by("pk")
+            if obj.is_protected
+        ]
         if protected:
             return [], {}, set(), protected
         return super().get_deleted_objects(objs, request)
 
-    def delete_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        try:
-            return super().delete_view(request, *args, **kwargs)
-        except (ProtectedError, IntegrityError):
-            return self._report_added_rows(request)
-
     @admin.action(permissions=["delete"], description="Delete selected %(verbose_name_plural)s")
     def delete_selected(self, request: HttpRequest, queryset: QuerySet) -> HttpResponse | None:
-        if selected_pks(queryset) is None:
-            self.message_user(
-                request,
-                f"Select at most {MAX_SELECTED} {self.opts.verbose_name_plural} to delete.",
-                messages.ERROR,
-            )
-            return None
-        try:
-            return retry_on_conflict(partial(delete_selected, self))(request, queryset)
-        except (ProtectedError, IntegrityError):
-            return self._report_added_rows(request)
-
-    def _describe_protected(self, pks: Sequence[Any]) -> list[str]:
-        """Return one line for each object that cannot be deleted."""
-        relation = self.model._meta.get_field(self.protected_relation)
-        rows = relation.related_model._default_manager.order_by()
-        # MariaDB would turn a filter by this subquery into a join that reads all rows.
-        is_protected = Exists(rows.filter(**{relation.field.name: OuterRef("pk")}))
-        objects = self.model._default_manager.filter(pk__in=pks).annotate(is_protected=is_protected)
-        protected = [obj for obj in objects.order_by("pk") if obj.is_protected]
-        lines = []
-        for obj in protected[:MAX_LISTED]:
-            number = rows.filter(**{relation.field.name: obj.pk})[: MAX_PROTECTED_ROWS + 1].count()
-            total = f"more than {MAX_PROTECTED_ROWS:,}" if number > MAX_PROTECTED_ROWS else number
-            lines.append(f"{obj}: {total} {model_ngettext(relation.related_model, number)}")
-        if len(protected) > MAX_LISTED:
-            lines.append(f"and {len(protected) - MAX_LISTED} more")
-        return lines
-
-    def _report_added_rows(self, request: HttpRequest) -> HttpResponse:
-        relation = self.model._meta.get_field(self.protected_relation)
-        self.message_user(
-            request,
-            "Nothing was deleted, because "
-            f"{relation.related_model._meta.verbose_name_plural} were added at the same time.",
-            messages.ERROR,
-        )
-        return HttpResponseRedirect(request.get_full_path())
+        return retry_on_conflict(partial(delete_selected, self))(request, queryset)

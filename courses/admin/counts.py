@@ -3,9 +3,7 @@
 from typing import Any
 
 from django.contrib import admin, messages
-from django.contrib.humanize.templatetags.humanize import intcomma
 from django.core.exceptions import PermissionDenied
-from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.template.defaultfilters import pluralize
@@ -16,7 +14,9 @@ from django.utils.html import format_html
 from courses.admin.base import ReadOnlyAdmin, actor_label
 from courses.counts.audit import CHECK_TIME_LIMIT, CheckInProgress, TimedCheckResult, timed_check
 from courses.counts.models import CountDiscrepancy, CountRun
-from courses.counts.status import CHART_DAYS, count_chart, count_status, last_runs
+from courses.counts.status import chart_days, count_status
+
+MAX_LISTED_RUNS = 10
 
 
 @admin.register(CountRun)
@@ -38,23 +38,22 @@ class CountRunAdmin(ReadOnlyAdmin):
         return [path("health/", view, name="courses_count_health"), *super().get_urls()]
 
     def count_health_view(self, request: HttpRequest) -> HttpResponse:
-        if not request.user.has_perm("courses.view_course"):
+        needed = "change_course" if request.method == "POST" else "view_course"
+        if not request.user.has_perm(f"courses.{needed}"):
             raise PermissionDenied
-        can_change_courses = request.user.has_perm("courses.change_course")
         if request.method == "POST":
-            if not can_change_courses:
-                raise PermissionDenied
             self._check_now(request)
             return redirect("admin:courses_count_health")
+        days = chart_days()
         context: dict[str, Any] = self.admin_site.each_context(request) | {
             "title": "Count health",
             "opts": self.opts,
             "status": count_status(),
-            "chart": count_chart(),
-            "runs": last_runs(),
-            "chart_days": CHART_DAYS,
+            "days": days,
+            "maximum": max(max(day.drifted or 0, day.corrected) for day in days),
+            "runs": CountRun.objects.order_by("-pk")[:MAX_LISTED_RUNS],
             "check_seconds": int(CHECK_TIME_LIMIT),
-            "can_change_courses": can_change_courses,
+            "can_change_courses": request.user.has_perm("courses.change_course"),
             "can_view_runs": self.has_view_permission(request),
         }
         return TemplateResponse(request, "admin/courses/counts/health.html", context)
@@ -66,10 +65,8 @@ class CountRunAdmin(ReadOnlyAdmin):
             message = "A check is already running. Reload this page in a few seconds."
             self.message_user(request, message, messages.WARNING)
             return
-        if result.drifted:
-            level = messages.ERROR
-        else:
-            level = messages.SUCCESS if result.is_complete else messages.WARNING
+        is_correct = result.is_complete and not result.drifted
+        level = messages.SUCCESS if is_correct else messages.WARNING
         self.message_user(request, _describe(result), level)
 
     @admin.display(description="duration")
@@ -85,10 +82,8 @@ class CountRunAdmin(ReadOnlyAdmin):
 
 def _describe(result: TimedCheckResult) -> str:
     number = result.courses_checked
-    outcome = (
-        f"{intcomma(result.drifted)} drifted." if result.drifted else "all counts are correct."
-    )
-    message = f"{intcomma(number)} course{pluralize(number)} checked: {outcome}"
+    outcome = f"{result.drifted:,} drifted." if result.drifted else "all counts are correct."
+    message = f"{number:,} course{pluralize(number)} checked: {outcome}"
     if result.is_complete:
         return message
     return (
@@ -97,50 +92,19 @@ def _describe(result: TimedCheckResult) -> str:
     )
 
 
-class ResolvedFilter(admin.SimpleListFilter):
-    title = "status"
-    parameter_name = "status"
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [("open", "Open"), ("resolved", "Resolved")]
-
-    def queryset(
-        self, request: HttpRequest, queryset: QuerySet[CountDiscrepancy]
-    ) -> QuerySet[CountDiscrepancy]:
-        if self.value() in ("open", "resolved"):
-            return queryset.filter(resolved_at__isnull=self.value() == "open")
-        return queryset
-
-
 @admin.register(CountDiscrepancy)
 class CountDiscrepancyAdmin(ReadOnlyAdmin):
     list_display = [
         *("course_title", "stored", "true", "signed_drift"),
-        *("resolved_text", "found_at", "last_seen_at"),
+        *("found_at", "last_seen_at", "resolved_at"),
     ]
-    list_filter = [ResolvedFilter]
+    list_filter = [("resolved_at", admin.EmptyFieldListFilter)]
     fields = [
-        *("course_link", "stored", "true", "signed_drift"),
-        *("found_at", "last_seen_at", "resolved_at", "corrected", "run_link"),
+        *("course_title", "course", "stored", "true", "signed_drift"),
+        *("found_at", "last_seen_at", "resolved_at", "corrected", "run"),
     ]
-    readonly_fields = ["course_link", "signed_drift", "run_link"]
+    readonly_fields = ["signed_drift"]
 
     @admin.display(description="drift")
     def signed_drift(self, discrepancy: CountDiscrepancy) -> str:
         return f"{discrepancy.drift:+d}"
-
-    @admin.display(description="resolved at", empty_value="open")
-    def resolved_text(self, discrepancy: CountDiscrepancy) -> Any:
-        return discrepancy.resolved_at
-
-    @admin.display(description="course")
-    def course_link(self, discrepancy: CountDiscrepancy) -> str:
-        if discrepancy.course_id is None:
-            return discrepancy.course_title
-        url = reverse("admin:courses_course_change", args=[discrepancy.course_id])
-        return format_html('<a href="{}">{}</a>', url, discrepancy.course_title)
-
-    @admin.display(description="last seen by")
-    def run_link(self, discrepancy: CountDiscrepancy) -> str:
-        url = reverse("admin:courses_countrun_change", args=[discrepancy.run_id])
-        return format_html('<a href="{}">{}</a>', url, discrepancy.run)

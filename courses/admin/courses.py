@@ -1,23 +1,15 @@
 """The admin of courses and subjects, with the stored count, true count and drift of each course."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from django.contrib import admin, messages
-from django.contrib.admin.views.main import ChangeList
 from django.db.models import Field
 from django.http import HttpRequest
+from django.template.defaultfilters import pluralize
 from django.urls import reverse
 from django.utils.html import format_html
 
-from courses.admin.base import (
-    MAX_LISTED,
-    MAX_SELECTED,
-    BoundedChangeList,
-    ProtectedDeleteAdmin,
-    actor_label,
-    selected_pks,
-)
+from courses.admin.base import ProtectedDeleteAdmin, actor_label
 from courses.counts.audit import run_audit
 from courses.managers import CourseQuerySet, drift, true_count
 from courses.models import CountDiscrepancy, CountRun, Course, Subject
@@ -64,26 +56,6 @@ class SubjectFilter(admin.RelatedFieldListFilter):
         return list(Subject.objects.values_list("pk", "name")[:MAX_SUBJECT_CHOICES])
 
 
-class CourseChangeList(BoundedChangeList):
-    def get_results(self, request: HttpRequest) -> None:
-        super().get_results(request)
-        self.result_list = list(self.result_list)
-        attach_counts(self.result_list)
-
-
-def attach_counts(courses: Sequence[Course]) -> None:
-    """Set the stored and the true count of each course as of the same moment, in one query."""
-    rows = Course.objects.filter(pk__in=[course.pk for course in courses]).with_true_count()
-    counts = {
-        pk: (stored, true)
-        for pk, stored, true in rows.values_list("pk", "total_enrollments", "true_count")
-    }
-    for course in courses:
-        # A course that was deleted since it was read keeps its stored count.
-        unchanged = course.total_enrollments, course.total_enrollments
-        course.total_enrollments, course.true_count = counts.get(course.pk, unchanged)
-
-
 @admin.register(Course)
 class CourseAdmin(ProtectedDeleteAdmin):
     list_display = ["title", "stored", "true", "drift", "capacity", "subject"]
@@ -100,8 +72,8 @@ class CourseAdmin(ProtectedDeleteAdmin):
     actions = ["rebuild_counts", "delete_selected"]
     protected_relation = "enrollments"
 
-    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
-        return CourseChangeList
+    def get_queryset(self, request: HttpRequest) -> CourseQuerySet:
+        return super().get_queryset(request).with_true_count()
 
     def get_fieldsets(self, request: HttpRequest, obj: Course | None = None) -> list[Any]:
         fields = ["title", "slug", "subject", "instructor", "capacity"]
@@ -110,17 +82,14 @@ class CourseAdmin(ProtectedDeleteAdmin):
 
     @admin.display(description="stored count", ordering="total_enrollments")
     def stored(self, course: Course) -> int:
-        _ensure_counts(course)
         return course.total_enrollments
 
     @admin.display(description="true count", ordering=true_count())
     def true(self, course: Course) -> int:
-        _ensure_counts(course)
         return course.true_count
 
     @admin.display(ordering=drift())
     def drift(self, course: Course) -> str:
-        _ensure_counts(course)
         difference = course.total_enrollments - course.true_count
         if not difference:
             return "0"
@@ -128,39 +97,14 @@ class CourseAdmin(ProtectedDeleteAdmin):
 
     @admin.action(permissions=["change"], description="Rebuild counts of the selected courses")
     def rebuild_counts(self, request: HttpRequest, queryset: CourseQuerySet) -> None:
-        pks = selected_pks(queryset)
-        if pks is None:
-            self.message_user(
-                request,
-                f"Select at most {MAX_SELECTED} courses to rebuild. "
-                "To rebuild the counts of all courses, run: manage.py rebuild_counts",
-                messages.ERROR,
-            )
-            return
         corrected = list(
             run_audit(
                 kind=CountRun.Kind.REBUILD,
                 actor=actor_label(request),
-                courses=Course.objects.filter(pk__in=pks),
+                courses=Course.objects.filter(pk__in=list(queryset.values_list("pk", flat=True))),
             )
         )
-        self.message_user(request, _describe_corrections(corrected), messages.SUCCESS)
-
-
-def _ensure_counts(course: Course) -> None:
-    # Rows of the list have their counts already. The course page reads them here.
-    if not hasattr(course, "true_count"):
-        attach_counts([course])
-
-
-def _describe_corrections(corrected: Sequence[Any]) -> str:
-    if not corrected:
-        return "All counts of the selected courses are correct."
-    number = f"{len(corrected)} course{'' if len(corrected) == 1 else 's'}"
-    changes = [
-        f"“{course.title}” from {course.stored} to {course.true}"
-        for course in corrected[:MAX_LISTED]
-    ]
-    if len(corrected) > MAX_LISTED:
-        changes.append(f"and {len(corrected) - MAX_LISTED} more")
-    return f"Corrected {number}: {', '.join(changes)}."
+        message = "All counts of the selected courses are correct."
+        if corrected:
+            message = f"Corrected {len(corrected)} course{pluralize(corrected)}."
+        self.message_user(request, message, messages.SUCCESS)

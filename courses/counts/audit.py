@@ -7,8 +7,9 @@ nothing more.
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -26,8 +27,6 @@ logger = logging.getLogger(__name__)
 
 CHECK_TIME_LIMIT = 10.0  # seconds
 CHECK_BATCH_SIZE = 250  # courses, so that the last batch takes little time beyond the limit
-MAX_IN_LIST = 999  # keys; MariaDB turns a longer list into a join
-PRUNE_BATCH_SIZE = 1_000  # rows
 
 
 class StopAudit(Exception):
@@ -58,28 +57,30 @@ def run_audit(
     reports the drift itself. `create_immediately` records the run before it has read anything,
     so that others can see it running.
     """
-    recorder = _Recorder(kind=kind, actor=actor)
+    max_length = CountRun._meta.get_field("actor").max_length
+    # A line break in a user name would start a new line in the log.
+    actor = " ".join(actor.split())[:max_length]
+    run = CountRun(kind=kind, actor=actor, started_at=timezone.now())
+    recorder = _Recorder(run)
     if create_immediately:
-        recorder.save_run()
+        recorder.save()
 
     def record_and_report(batch: Batch) -> None:
-        recorder.record_batch(batch)
+        recorder.save_batch(batch)
         if on_batch:
             on_batch(batch)
 
-    options |= {"courses": courses, "on_batch": record_and_report}
-    is_full = courses is None
+    find = rebuild if run.is_rebuild else find_drift
     try:
-        if kind == CountRun.Kind.REBUILD:
-            yield from rebuild(on_commit=recorder.record_corrections, **options)
-        else:
-            yield from find_drift(**options)
-    except StopAudit:
-        is_full = False
-    except BaseException:
-        recorder.record_interruption(log_drift=log_drift)
-        raise
-    recorder.record_end(is_full=is_full, log_drift=log_drift)
+        with suppress(StopAudit):
+            yield from find(courses=courses, on_batch=record_and_report, **options)
+            run.is_full = courses is None
+        run.finished_at = timezone.now()
+    finally:
+        if run.drifted and log_drift:
+            _log_drift(run)
+        if run.finished_at or run.courses_checked:
+            recorder.save()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +108,9 @@ def timed_check(*, actor: str, seconds: float = CHECK_TIME_LIMIT) -> TimedCheckR
 
     def stop_at_deadline(batch: Batch) -> None:
         nonlocal courses_checked, last_id, is_complete
-        courses_checked += batch.courses_checked
-        last_id = batch.last_id
-        if batch.courses_checked == CHECK_BATCH_SIZE and time.monotonic() >= deadline:
+        courses_checked += len(batch.course_ids)
+        last_id = batch.course_ids[-1]
+        if len(batch.course_ids) == CHECK_BATCH_SIZE and time.monotonic() >= deadline:
             is_complete = False
             raise StopAudit
 
@@ -129,174 +130,125 @@ def prune(*, before: datetime) -> tuple[int, int]:
 
     Open discrepancies stay, and so do the runs that still have discrepancies.
     """
-    discrepancies = _delete_in_batches(CountDiscrepancy.objects.filter(resolved_at__lt=before))
-    runs = _delete_in_batches(CountRun.objects.filter(started_at__lt=before, discrepancies=None))
+    discrepancies, _ = CountDiscrepancy.objects.filter(resolved_at__lt=before).delete()
+    runs, _ = CountRun.objects.filter(started_at__lt=before, discrepancies=None).delete()
     return runs, discrepancies
 
 
-def _delete_in_batches(rows: QuerySet) -> int:
-    deleted = 0
-    primary_keys = rows.order_by("pk").values_list("pk", flat=True)
-    while batch := list(primary_keys[:PRUNE_BATCH_SIZE]):
-        rows.model._default_manager.filter(pk__in=batch).delete()
-        deleted += len(batch)
-    return deleted
+def _log_drift(run: CountRun) -> None:
+    if run.is_rebuild:
+        advice = (
+            "The stored counts are corrected. "
+            "Find out what writes to the tables without the services."
+        )
+    else:
+        advice = f"Correct {pluralize(run.drifted, 'it,them')} with: manage.py rebuild_counts"
+    logger.error(
+        f"{run.courses_checked} course{pluralize(run.courses_checked)} checked: {run.drifted} "
+        f"drifted, by {run.absolute_drift} enrollment{pluralize(run.absolute_drift)} in total "
+        f"({run.actor}). {advice}"
+    )
 
 
 class _Recorder:
     """Writes one run and its discrepancies, or logs why it cannot."""
 
-    def __init__(self, *, kind: CountRun.Kind, actor: str) -> None:
-        max_length = CountRun._meta.get_field("actor").max_length
-        # A line break in a user name would start a new line in the log.
-        actor = " ".join(actor.split())[:max_length]
-        self.run = CountRun(kind=kind, actor=actor, started_at=timezone.now())
-        self._is_rebuild = kind == CountRun.Kind.REBUILD
+    def __init__(self, run: CountRun) -> None:
+        self._run = run
         self._has_failed = False
 
-    def record_batch(self, batch: Batch) -> None:
-        self.run.courses_checked += batch.courses_checked
-        if self._is_rebuild:
-            # All courses of the batch are correct now. Its corrections are already recorded.
-            batch = replace(batch, drifted=[])
-        self._add_drift(batch)
-        self._write_if_changed(batch)
+    def save_batch(self, batch: Batch) -> None:
+        self._run.courses_checked += len(batch.course_ids)
+        self._run.drifted += len(batch.drifted)
+        self._run.absolute_drift += sum(abs(course.drift) for course in batch.drifted)
+        if self._run.is_rebuild:
+            self._run.corrected += len(batch.drifted)
+        self.save(batch)
 
-    def record_corrections(self, batch: Batch) -> None:
-        self.run.corrected += len(batch.drifted)
-        self._add_drift(batch)
-        self._write_if_changed(batch)
-
-    def save_run(self) -> None:
-        self._write(self.run.save)
-
-    def record_end(self, *, is_full: bool, log_drift: bool) -> None:
-        self.run.finished_at = timezone.now()
-        self.run.is_full = is_full
-        if self.run.drifted and log_drift:
-            self._log_drift()
-        self._write(self._finish)
-
-    def record_interruption(self, *, log_drift: bool) -> None:
-        if self.run.drifted and log_drift:
-            self._log_drift()
-        if self.run.courses_checked or self.run.drifted:
-            self.save_run()
-
-    def _add_drift(self, batch: Batch) -> None:
-        self.run.drifted += len(batch.drifted)
-        self.run.absolute_drift += sum(abs(course.drift) for course in batch.drifted)
-
-    def _log_drift(self) -> None:
-        checked, drifted = self.run.courses_checked, self.run.drifted
-        error = self.run.absolute_drift
-        if self._is_rebuild:
-            advice = (
-                "The stored counts are corrected. "
-                "Find out what writes to the tables without the services."
-            )
-        else:
-            advice = f"Correct {pluralize(drifted, 'it,them')} with: manage.py rebuild_counts"
-        logger.error(
-            f"{checked} course{pluralize(checked)} checked: {drifted} drifted, by "
-            f"{error} enrollment{pluralize(error)} in total ({self.run.actor}). {advice}"
-        )
-
-    def _write_if_changed(self, batch: Batch) -> None:
-        def write() -> None:
-            self.run.save()
-            _update_discrepancies(self.run, batch)
-
-        def is_changed() -> bool:
-            return self.run.pk is None or bool(batch.drifted) or _unresolved(batch).exists()
-
-        self._write(write, condition=is_changed)
-
-    def _finish(self) -> None:
-        self.run.save()
-        if self.run.is_full:
-            # A full run has seen every course. The courses of these rows were deleted.
-            unseen = CountDiscrepancy.objects.filter(last_seen_at__lt=self.run.started_at)
-            unseen.filter(resolved_at=None).update(resolved_at=self.run.finished_at)
-
-    def _write(
-        self, write: Callable[[], None], *, condition: Callable[[], bool] = lambda: True
-    ) -> None:
+    def save(self, batch: Batch | None = None) -> None:
         if self._has_failed:
             return
         try:
-            if condition():
-                retry_transaction(idempotent=False)(write)()
+            if not batch or not self._run.pk or batch.drifted or _unresolved(batch).exists():
+                _save(self._run, batch)
         except (Error, OverflowError) as error:  # SQLite stores larger counts than their sum
             self._has_failed = True
             reason = " ".join(str(part) for part in error.args[-1:])
             logger.warning("This run could not be recorded completely: %s", reason)
 
 
+@retry_transaction(idempotent=False)
+def _save(run: CountRun, batch: Batch | None) -> None:
+    run.save()
+    if batch:
+        _update_discrepancies(run, batch)
+    if run.is_full:
+        # A full run has seen every course. The courses of these rows were deleted.
+        unseen = CountDiscrepancy.objects.filter(last_seen_at__lt=run.started_at)
+        unseen.filter(resolved_at=None).update(resolved_at=run.finished_at)
+
+
 def _unresolved(batch: Batch) -> QuerySet[CountDiscrepancy]:
     """Return the unresolved discrepancies of a batch, and perhaps of courses between its keys."""
-    rows = CountDiscrepancy.objects.filter(resolved_at=None)
-    if len(batch.course_ids) <= MAX_IN_LIST:
-        return rows.filter(course__in=batch.course_ids)
-    return rows.filter(course__gte=batch.first_id, course__lte=batch.last_id)
+    return CountDiscrepancy.objects.filter(
+        resolved_at=None, course__gte=batch.course_ids[0], course__lte=batch.course_ids[-1]
+    )
 
 
 def _update_discrepancies(run: CountRun, batch: Batch) -> None:
     """Open, update and resolve the discrepancies of the courses in a batch.
 
-    A rebuild has corrected the drifted courses of the batch. All other courses are correct.
+    A rebuild has corrected the drifted courses of the batch. All other courses are correct. What
+    another run recorded about a course after this batch was read is left as it is.
     """
-    is_rebuild = run.kind == CountRun.Kind.REBUILD
-    now = timezone.now()
+    outcome = {
+        "run": run,
+        "last_seen_at": batch.read_at,
+        "corrected": run.is_rebuild,
+        "resolved_at": timezone.now() if run.is_rebuild else None,
+    }
     course_ids = set(batch.course_ids)
     drifted = {course.course_id: course for course in batch.drifted}
-    still_drifted, correct = [], []
+    seen_again, resolved = [], []
     for row in _unresolved(batch).select_for_update().order_by("pk"):
         if row.course_id not in course_ids:
             continue
         if row.last_seen_at >= batch.read_at:
-            # Another run saw the course drifted after this batch was read.
-            if not is_rebuild:
+            if not run.is_rebuild:
                 drifted.pop(row.course_id, None)
         elif course := drifted.pop(row.course_id, None):
-            _save_counts(row, course)
-            still_drifted.append(row.pk)
+            seen_again.append(row.pk)
+            # Drift that nobody corrects is found again by every check, mostly with these counts.
+            if (row.stored, row.true) != (course.stored, course.true):
+                row.stored, row.true, row.drift = course.stored, course.true, course.drift
+                row.save(update_fields=["stored", "true", "drift"])
         else:
             # The course is correct, or this is its second row.
-            correct.append(row.pk)
-    outcome = {
-        "run": run,
-        "last_seen_at": now,
-        "corrected": is_rebuild,
-        "resolved_at": now if is_rebuild else None,
-    }
-    _update(still_drifted, **outcome)
-    _update(correct, resolved_at=now)
+            resolved.append(row.pk)
+    if not run.is_rebuild:
+        for course_id in _resolved_since(batch):
+            drifted.pop(course_id, None)
+    # The range of the batch bounds the rows that MariaDB reads for a long IN list.
+    _unresolved(batch).filter(pk__in=resolved).update(resolved_at=timezone.now())
+    _unresolved(batch).filter(pk__in=seen_again).update(**outcome)
     CountDiscrepancy.objects.bulk_create(
         CountDiscrepancy(
-            course_id=course.course_id, found_at=now, **_count_values(course), **outcome
+            course_id=course.course_id,
+            course_title=course.title,
+            stored=course.stored,
+            true=course.true,
+            drift=course.drift,
+            found_at=batch.read_at,
+            **outcome,
         )
         for course in drifted.values()
     )
 
 
-def _save_counts(row: CountDiscrepancy, course: DriftedCourse) -> None:
-    values = _count_values(course)
-    # Drift that nobody corrects is found again by every check, mostly with the same counts.
-    if any(getattr(row, name) != value for name, value in values.items()):
-        CountDiscrepancy.objects.filter(pk=row.pk).update(**values)
-
-
-def _count_values(course: DriftedCourse) -> dict[str, Any]:
-    return {
-        "course_title": course.title,
-        "stored": course.stored,
-        "true": course.true,
-        "drift": course.drift,
-    }
-
-
-def _update(primary_keys: Sequence[int], **values: Any) -> None:
-    for start in range(0, len(primary_keys), MAX_IN_LIST):
-        batch = primary_keys[start : start + MAX_IN_LIST]
-        CountDiscrepancy.objects.filter(pk__in=batch).update(**values)
+def _resolved_since(batch: Batch) -> QuerySet:
+    """Return the keys of courses in the batch that another run corrected after it was read."""
+    return CountDiscrepancy.objects.filter(
+        resolved_at__gte=batch.read_at,
+        course__gte=batch.course_ids[0],
+        course__lte=batch.course_ids[-1],
+    ).values_list("course", flat=True)

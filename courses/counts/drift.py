@@ -2,9 +2,8 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
 
 from django.utils import timezone
 
@@ -42,19 +41,6 @@ class Batch:
     course_ids: Sequence[int]
     drifted: Sequence[DriftedCourse]
     read_at: datetime  # not later than the moment at which the counts were read
-    lock_seconds: float = 0.0  # duration of the longest lock
-
-    @property
-    def first_id(self) -> int:
-        return self.course_ids[0]
-
-    @property
-    def last_id(self) -> int:
-        return self.course_ids[-1]
-
-    @property
-    def courses_checked(self) -> int:
-        return len(self.course_ids)
 
 
 def find_drift(
@@ -82,29 +68,26 @@ def rebuild(
     batch_size: int = BATCH_SIZE,
     pause: float = 0.0,
     on_batch: Callable[[Batch], object] | None = None,
-    on_commit: Callable[[Batch], object] | None = None,
 ) -> Iterator[DriftedCourse]:
     """Correct the drifted courses, and yield each one with the count that was stored.
 
     Find drifted courses without locks, then lock, recount and correct only these, at most
     MAX_LOCKED_COURSES courses and MAX_COUNTED_ROWS enrollments in one transaction. Call
-    `on_commit` with the courses of each committed transaction before they are yielded. The
-    other arguments are those of `find_drift()`.
+    `on_batch` with the correct courses of each query, and with the courses of each committed
+    transaction before they are yielded. The other arguments are those of `find_drift()`.
 
     Call it outside a transaction: a surrounding transaction would hold all locks to its end.
     """
     for batch in _read_batches(courses, batch_size, pause):
-        corrected: list[DriftedCourse] = []
-        lock_seconds = 0.0
+        drifted_ids = {course.course_id for course in batch.drifted}
+        correct_ids = [pk for pk in batch.course_ids if pk not in drifted_ids]
+        if correct_ids and on_batch:
+            on_batch(Batch(correct_ids, [], batch.read_at))
         for course_ids in _lock_groups(batch.drifted):
             correction = _correct_courses(course_ids)
-            lock_seconds = max(lock_seconds, time.monotonic() - correction.locked_at)
-            corrected += correction.drifted
-            if on_commit:
-                on_commit(Batch(course_ids, correction.drifted, correction.read_at))
+            if on_batch:
+                on_batch(correction)
             yield from correction.drifted
-        if on_batch:
-            on_batch(replace(batch, drifted=corrected, lock_seconds=lock_seconds))
 
 
 def recount_locked(*, course_pks: Sequence[int]) -> None:
@@ -123,17 +106,15 @@ def _read_batches(courses: CourseQuerySet | None, batch_size: int, pause: float)
     courses = Course.objects.all() if courses is None else courses.distinct()
     # On MariaDB, a subquery per course is as fast as one grouped scan, and a third faster than
     # a join with one.
-    ordered = courses.with_true_count().order_by("pk")
     columns = ("pk", "title", "total_enrollments", "true_count")
-    rows = ordered.values_list(*columns)
+    rows = courses.with_true_count().order_by("pk").values_list(*columns)
     remaining = rows
     while True:
         read_at = timezone.now()
         found = [DriftedCourse(*values) for values in remaining[:batch_size]]
-        if not found:
-            return
-        drifted = [course for course in found if course.drift]
-        yield Batch([course.course_id for course in found], drifted, read_at)
+        if found:
+            drifted = [course for course in found if course.drift]
+            yield Batch([course.course_id for course in found], drifted, read_at)
         if len(found) < batch_size:
             return
         time.sleep(pause)
@@ -156,17 +137,9 @@ def _lock_groups(drifted: Sequence[DriftedCourse]) -> Iterator[list[int]]:
         yield group
 
 
-class _Correction(NamedTuple):
-    drifted: list[DriftedCourse]
-    locked_at: float  # time.monotonic()
-    read_at: datetime
-
-
 @retry_transaction(is_own_result=lambda earlier, retried: not retried.drifted)
-def _correct_courses(course_ids: Sequence[int]) -> _Correction:
+def _correct_courses(course_ids: Sequence[int]) -> Batch:
     courses = Course.objects.filter(pk__in=course_ids).order_by("pk")
-    # From here on the first course is locked, even if another one has to be waited for.
-    locked_at = time.monotonic()
     wrong_courses = list(courses.select_for_update())
     recount_locked(course_pks=course_ids)
     read_at = timezone.now()
@@ -176,4 +149,4 @@ def _correct_courses(course_ids: Sequence[int]) -> _Correction:
         DriftedCourse(course.pk, course.title, course.total_enrollments, true_counts[course.pk])
         for course in wrong_courses
     ]
-    return _Correction([course for course in recounted if course.drift], locked_at, read_at)
+    return Batch(course_ids, [course for course in recounted if course.drift], read_at)

@@ -49,6 +49,10 @@ class CountRun(models.Model):
         return f"{self.get_kind_display()} by {self.actor}, {started_at}"
 
     @property
+    def is_rebuild(self) -> bool:
+        return self.kind == self.Kind.REBUILD
+
+    @property
     def duration(self) -> timedelta | None:
         return self.finished_at - self.started_at if self.finished_at else None
 

@@ -13,7 +13,6 @@ from django.utils import timezone
 
 from courses.models import CountDiscrepancy, CountRun
 
-MAX_LISTED_RUNS = 10
 MAX_LISTED_DISCREPANCIES = 20
 STALE_AFTER = timedelta(days=1)
 CHART_DAYS = 60
@@ -33,11 +32,8 @@ class CountStatus:
     @property
     def is_correct(self) -> bool:
         """Return whether the last full run left no drifted course, and no run found one since."""
-        return (
-            self.last_full_run is not None
-            and not self.last_full_run.uncorrected
-            and not self.drifted
-        )
+        run = self.last_full_run
+        return run is not None and not run.uncorrected and not self.drifted
 
     @property
     def is_stale(self) -> bool:
@@ -54,10 +50,6 @@ def count_status() -> CountStatus:
     return CountStatus(last_full_run, **totals, largest=list(largest))
 
 
-def last_runs() -> list[CountRun]:
-    return list(CountRun.objects.order_by("-pk")[:MAX_LISTED_RUNS])
-
-
 @dataclass(frozen=True, slots=True)
 class ChartDay:
     day: date
@@ -65,83 +57,15 @@ class ChartDay:
     corrected: int  # by all runs
 
 
-@dataclass(frozen=True, slots=True)
-class ChartBar:
-    kind: str
-    day: date
-    number: int
-    x: int
-    height: int
-
-    @property
-    def y(self) -> int:
-        return CountChart.HEIGHT - self.height
-
-
-@dataclass(frozen=True, slots=True)
-class CountChart:
-    """Drifted and corrected courses per day, drawn as two bars side by side."""
-
-    days: Sequence[ChartDay]
-
-    HEIGHT = 100
-    DAY_WIDTH = 10
-    BAR_WIDTH = 4
-    MIN_BAR_HEIGHT = 3  # keeps 1 visible beside a million
-
-    @property
-    def width(self) -> int:
-        return self.DAY_WIDTH * len(self.days)
-
-    @property
-    def last_day(self) -> date:
-        return self.days[-1].day
-
-    @property
-    def maximum(self) -> int:
-        return max(max(day.drifted or 0, day.corrected) for day in self.days)
-
-    @property
-    def bars(self) -> list[ChartBar]:
-        return [
-            ChartBar(kind, day.day, number, x, self._bar_height(number))
-            for position, day in enumerate(self.days)
-            for kind, number, x in (
-                ("drifted", day.drifted, position * self.DAY_WIDTH + 1),
-                ("corrected", day.corrected, position * self.DAY_WIDTH + 1 + self.BAR_WIDTH),
-            )
-            if number
-        ]
-
-    @property
-    def gaps(self) -> list[int]:
-        """Return the x coordinates of the days on which nothing was checked."""
-        return [
-            position * self.DAY_WIDTH
-            for position, day in enumerate(self.days)
-            if day.drifted is None
-        ]
-
-    def _bar_height(self, number: int) -> int:
-        return max(number * self.HEIGHT // self.maximum, self.MIN_BAR_HEIGHT)
-
-
-def count_chart() -> CountChart:
+def chart_days() -> list[ChartDay]:
+    """Return the numbers of drifted and corrected courses of the last CHART_DAYS days."""
     today = timezone.now().astimezone(UTC).date()
-    days = [today - timedelta(days=age) for age in reversed(range(CHART_DAYS))]
     runs = CountRun.objects.filter(started_at__gte=timezone.now() - timedelta(days=CHART_DAYS))
-    numbers = {
-        row["day"]: row
-        for row in runs.order_by()
-        .annotate(day=TruncDate("started_at", tzinfo=UTC))
-        .values("day")
-        .annotate(max_drifted=Max("drifted"), sum_corrected=Sum("corrected"))
-    }
-    return CountChart(
-        [
-            ChartDay(day, numbers[day]["max_drifted"], int(numbers[day]["sum_corrected"]))
-            if day in numbers
-            else ChartDay(day, None, 0)
-            for day in days
-        ]
+    rows = (
+        runs.order_by()
+        .values_list(TruncDate("started_at", tzinfo=UTC))
+        .annotate(Max("drifted"), Sum("corrected"))
     )
+    numbers = {day: counts for day, *counts in rows}
+    days = [today - timedelta(days=age) for age in reversed(range(CHART_DAYS))]
+    return [ChartDay(day, *numbers.get(day, (None, 0))) for day in days]

@@ -1,10 +1,10 @@
 """The base class and the argument types of all management commands."""
 
-import math
 import os
 import pwd
+import secrets
+import shutil
 import sys
-import tempfile
 from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -21,21 +21,15 @@ MAX_SECONDS = 86_400
 
 def positive_int(text: str) -> int:
     """Parse a whole number of at least 1. For the `type` of an argument."""
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
+    number = int(text)
     if not 0 < number <= MAX_INT:
-        raise ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+        raise ArgumentTypeError(f"must be between 1 and {MAX_INT}, not {text!r}")
     return number
 
 
 def seconds(text: str) -> float:
     """Parse a duration between 0 seconds and a day. For the `type` of an argument."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
+    number = float(text)
     if not 0 <= number <= MAX_SECONDS:
         raise ArgumentTypeError(f"must be between 0 and {MAX_SECONDS} seconds, not {text!r}")
     return number
@@ -108,22 +102,16 @@ def _atomic_file(path: Path) -> Iterator[TextIO]:
         with path.open("w", encoding="utf-8", newline="") as file:
             yield file
         return
-    mode = path.stat().st_mode & 0o777 if path.exists() else _default_mode()
-    descriptor, temporary_path = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary_path = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with open(descriptor, "w", encoding="utf-8", newline="") as file:
+        with temporary_path.open("x", encoding="utf-8", newline="") as file:
+            if path.exists():
+                shutil.copymode(path, temporary_path)
             yield file
-            os.fchmod(descriptor, mode)  # mkstemp() lets only its owner read the file
-        os.replace(temporary_path, path)
+        temporary_path.replace(path)
     except BaseException:
-        os.unlink(temporary_path)
+        temporary_path.unlink(missing_ok=True)
         raise
-
-
-def _default_mode() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return 0o666 & ~umask
 
 
 def _describe(error: Error) -> str:

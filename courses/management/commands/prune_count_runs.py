@@ -8,8 +8,6 @@ from django.utils import timezone
 from courses.counts.audit import prune
 from courses.management.base import AppCommand, positive_int
 
-KEEP_DAYS = 400
-
 
 class Command(AppCommand):
     help = (
@@ -21,7 +19,7 @@ class Command(AppCommand):
         parser.add_argument(
             "--keep-days",
             type=positive_int,
-            default=KEEP_DAYS,
+            default=400,
             metavar="DAYS",
             help="delete only records older than this (default: %(default)s)",
         )
@@ -30,7 +28,7 @@ class Command(AppCommand):
         try:
             before = timezone.now() - timedelta(days=keep_days)
         except OverflowError:
-            raise self.usage_error(f"--keep-days {keep_days} is before the year 1.") from None
+            raise self.usage_error("--keep-days reaches back before the year 1.") from None
         runs, discrepancies = prune(before=before)
         if verbosity:
             self.stdout.write(

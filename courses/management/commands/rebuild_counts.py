@@ -1,18 +1,16 @@
 import json
 import sys
+from dataclasses import asdict
 from typing import Any
 
 from django.core.management.base import CommandParser
 from django.template.defaultfilters import pluralize
-from tqdm import tqdm
 
 from courses.counts.audit import run_audit
 from courses.counts.drift import BATCH_SIZE, Batch, DriftedCourse
 from courses.management.base import AppCommand, positive_int, seconds
 from courses.managers import CourseQuerySet
 from courses.models import CountRun, Course
-
-MAX_LISTED_IDS = 5
 
 
 class Command(AppCommand):
@@ -53,12 +51,6 @@ class Command(AppCommand):
             help="sleep between batches, to spare a busy database (default: %(default)s)",
         )
         parser.add_argument(
-            "--start-id",
-            type=positive_int,
-            metavar="ID",
-            help="only courses with this ID or a higher one, to resume an interrupted run",
-        )
-        parser.add_argument(
             "--json",
             action="store_true",
             dest="as_json",
@@ -72,21 +64,19 @@ class Command(AppCommand):
         check: bool,
         batch_size: int,
         pause: float,
-        start_id: int | None,
         as_json: bool,
         verbosity: int,
         **options: Any,
     ) -> None:
-        courses = self._select_courses(course_ids, start_id)
+        courses = self._select_courses(course_ids)
+        total = Course.objects.count() if courses is None else courses.count()
         drifted = courses_checked = 0
-        with self.progress(total=self._count_courses(courses), unit="course") as bar:
+        with self.progress(total=total, unit="course") as bar:
 
-            def report_batch(batch: Batch) -> None:
+            def count_batch(batch: Batch) -> None:
                 nonlocal courses_checked
-                courses_checked += batch.courses_checked
-                bar.update(batch.courses_checked)
-                if verbosity > 1 and not as_json:
-                    self._print(_describe_batch(batch, check=check))
+                courses_checked += len(batch.course_ids)
+                bar.update(len(batch.course_ids))
 
             for course in run_audit(
                 kind=CountRun.Kind.CHECK if check else CountRun.Kind.REBUILD,
@@ -96,47 +86,30 @@ class Command(AppCommand):
                 courses=courses,
                 batch_size=batch_size,
                 pause=pause,
-                on_batch=report_batch,
+                on_batch=count_batch,
             ):
                 drifted += 1
-                self._print(_as_json(course) if as_json else _describe(course, check=check))
+                line = _describe(course, check=check)
+                if as_json:
+                    line = json.dumps(asdict(course) | {"drift": course.drift}, ensure_ascii=False)
+                with bar.external_write_mode():
+                    self.stdout.write(line)
         if verbosity and not as_json:
             self.stdout.write(self._summary(courses_checked, drifted, check=check))
         if check and drifted:
             sys.exit(1)
 
-    def _select_courses(
-        self, course_ids: list[int] | None, start_id: int | None
-    ) -> CourseQuerySet | None:
+    def _select_courses(self, course_ids: list[int] | None) -> CourseQuerySet | None:
         """Return the requested courses, or None for all courses."""
-        if course_ids is None and start_id is None:
+        if course_ids is None:
             return None
-        courses = Course.objects.all()
-        if course_ids is not None:
-            self._require_courses(set(course_ids))
-            courses = courses.filter(pk__in=course_ids)
-        return courses if start_id is None else courses.filter(pk__gte=start_id)
-
-    def _require_courses(self, course_ids: set[int]) -> None:
-        unknown = sorted(course_ids - Course.objects.in_bulk(course_ids).keys())
-        if unknown:
-            listed = ", ".join(map(str, unknown[:MAX_LISTED_IDS]))
-            more = len(unknown) - MAX_LISTED_IDS
+        if unknown := sorted(set(course_ids) - Course.objects.in_bulk(course_ids).keys()):
             raise self.usage_error(
-                f"Course{pluralize(unknown)} {listed}{f' and {more} more' if more > 0 else ''} "
+                f"Course{pluralize(unknown)} {', '.join(map(str, unknown))} "
                 f"{pluralize(unknown, 'does,do')} not exist. "
                 "List all courses with: manage.py export_courses"
             )
-
-    def _count_courses(self, courses: CourseQuerySet | None) -> int | None:
-        """Return the total of the progress bar, which only a terminal shows."""
-        if not self.stderr.isatty():
-            return None
-        return (Course.objects if courses is None else courses).count()
-
-    def _print(self, line: str) -> None:
-        with tqdm.external_write_mode():
-            self.stdout.write(line)
+        return Course.objects.filter(pk__in=course_ids)
 
     def _summary(self, courses_checked: int, drifted: int, *, check: bool) -> str:
         checked = f"{courses_checked} course{pluralize(courses_checked)} checked"
@@ -148,25 +121,6 @@ class Command(AppCommand):
             f"{checked}: {drifted} drifted. "
             f"Correct {pluralize(drifted, 'it,them')} with: manage.py rebuild_counts"
         )
-
-
-def _describe_batch(batch: Batch, *, check: bool) -> str:
-    checked = f"Courses {batch.first_id} to {batch.last_id}: {batch.courses_checked} checked"
-    if check:
-        return f"{checked}, {len(batch.drifted)} drifted"
-    locked = f"locked for at most {batch.lock_seconds:.3f} s"
-    return f"{checked}, {len(batch.drifted)} corrected, {locked}"
-
-
-def _as_json(course: DriftedCourse) -> str:
-    values = {
-        "course_id": course.course_id,
-        "title": course.title,
-        "stored": course.stored,
-        "true": course.true,
-        "drift": course.drift,
-    }
-    return json.dumps(values, ensure_ascii=False)
 
 
 def _describe(course: DriftedCourse, *, check: bool) -> str:

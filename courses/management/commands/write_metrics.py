@@ -1,14 +1,11 @@
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from django.core.management.base import CommandParser
 from django.db.models import Sum
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
-from prometheus_client.registry import Collector
 
 from courses.counts.status import count_status
 from courses.management.base import AppCommand
@@ -33,7 +30,7 @@ class Command(AppCommand):
         )
 
     def handle(self, *, output: Path | None, counters: Path | None, **options: Any) -> None:
-        metrics, error = _format(_CountCollector()), None
+        metrics, error = _read_counts(), None
         if counters:
             # Drift must be reported even if the counters are unreadable.
             try:
@@ -50,36 +47,27 @@ class Command(AppCommand):
             raise error
 
 
-class _CountCollector(Collector):
-    # A prometheus_client.Gauge would also write its value to PROMETHEUS_MULTIPROC_DIR, if this
-    # process has one, and the next run would report it again.
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        status = count_status()
-        yield GaugeMetricFamily("courses_drifted", "Courses known to have drifted.", status.drifted)
-        yield GaugeMetricFamily(
-            "courses_absolute_drift",
-            "Sum of their drifts without the signs, in enrollments.",
-            status.absolute_drift,
-        )
-        # An age would stop growing if this command no longer ran.
-        yield GaugeMetricFamily(
-            "courses_last_check_timestamp_seconds",
-            "Time of the last check of all courses, or 0 if there was none.",
-            status.checked_at.timestamp() if status.checked_at else 0,
-        )
-        enrollments = Course.objects.aggregate(sum=Sum("total_enrollments", default=0))["sum"]
-        yield GaugeMetricFamily("courses_enrollments", "Sum of the stored counts.", enrollments)
-
-
-def _read_counters(directory: Path) -> str:
-    if not directory.is_dir():
-        raise NotADirectoryError("it is not a directory")
-    return _format(
-        MultiProcessCollector(None, path=str(directory))  # type: ignore[no-untyped-call]
+def _read_counts() -> str:
+    status = count_status()
+    # An age would stop growing if this command no longer ran.
+    checked_at = status.checked_at.timestamp() if status.checked_at else 0
+    enrollments = Course.objects.aggregate(sum=Sum("total_enrollments", default=0))["sum"]
+    return (
+        _gauge("drifted", "Courses known to have drifted.", status.drifted)
+        + _gauge("absolute_drift", "Sum of their drifts without the signs.", status.absolute_drift)
+        + _gauge("last_check_timestamp_seconds", "Last check of all courses, or 0.", checked_at)
+        + _gauge("enrollments", "Sum of the stored counts.", enrollments)
     )
 
 
-def _format(collector: Collector) -> str:
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(collector)
+def _gauge(name: str, text: str, value: object) -> str:
+    # A prometheus_client.Gauge would also write its value to PROMETHEUS_MULTIPROC_DIR, if this
+    # process has one, and the next run would report it again.
+    name = f"courses_{name}"
+    return f"# HELP {name} {text}\n# TYPE {name} gauge\n{name} {value}\n"
+
+
+def _read_counters(directory: Path) -> str:
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, path=str(directory))  # type: ignore[no-untyped-call]
     return generate_latest(registry).decode()

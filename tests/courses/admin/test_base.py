@@ -61,7 +61,7 @@ MAX_READS = {
     # A search for words reads every title.
     f"{COURSES}?q=nothing": (6, ROWS + 1_000),
     f"{COURSES}1/change/": (6, 3_100),
-    f"{COURSES}1/delete/": (5, 2_100),
+    f"{COURSES}1/delete/": (5, 3_100),
     f"{COURSES}7/history/": (6, 100),
     ENROLLMENTS: (5, FEW),
     f"{ENROLLMENTS}?p=4": (5, FEW),
@@ -94,7 +94,7 @@ MAX_READS = {
     f"{USERS}7/delete/": (5, 100),
     SUBJECTS: (5, FEW),
     f"{SUBJECTS}?o=2": (5, FEW),
-    f"{SUBJECTS}1/delete/": (5, 2_100),
+    f"{SUBJECTS}1/delete/": (5, 100),
     RUNS: (5, FEW),
     f"{RUNS}?o=1": (5, FEW),
     f"{RUNS}?o=5": (5, FEW),
@@ -262,18 +262,14 @@ def test_an_invalid_page_number_is_page_1(
     assert column_values(page, "title") == [course.title]
 
 
-def test_a_list_reports_that_it_ends_at_the_maximum_offset(
+def test_a_list_ends_at_the_maximum_offset(
     staff_client: Client, make_course: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(base, "MAX_OFFSET", 100)
     for _ in range(120):
         make_course()
-    page = staff_client.get(f"{COURSES}?p=2")
-    assert message_texts(page) == [
-        "This list ends after 100 courses. Search or filter to find others."
-    ]
+    assert "100+ courses" in visible_text(staff_client.get(f"{COURSES}?p=2"))
     assert staff_client.get(f"{COURSES}?p=3").url == f"{COURSES}?e=1"
-    assert message_texts(staff_client.get(f"{COURSES}?q=Course 11")) == []
 
 
 def test_autocomplete_choices_are_paginated(staff_client: Client, make_students: Make) -> None:
@@ -350,23 +346,21 @@ def test_messages_of_a_failed_attempt_are_discarded(rf: RequestFactory) -> None:
 # Deletion ----------------------------------------------------------------------------------
 
 
-def test_a_subject_with_courses_is_not_deleted_and_its_courses_are_counted(
-    staff_client: Client, make_course: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(base, "MAX_PROTECTED_ROWS", 3)
+def test_a_subject_with_courses_is_not_deleted(staff_client: Client, make_course: Make) -> None:
     art, music, law = (
         Subject.objects.create(name=name, slug=name.lower()) for name in ("Art", "Music", "Law")
     )
-    for subject in (art, art, art, art, music):
+    for subject in (art, art, music):
         make_course(subject=subject)
 
     page = staff_client.get(f"{SUBJECTS}{music.pk}/delete/").content.decode()
     assert "Cannot delete" in page
-    assert "Music: 1 course<" in page
+    assert "<li>courses of Music</li>" in page
 
     data = {"action": "delete_selected", "_selected_action": [art.pk, law.pk], "post": "yes"}
     page = staff_client.post(SUBJECTS, data).content.decode()
-    assert "Art: more than 3 courses<" in page
+    assert "<li>courses of Art</li>" in page
+    assert "courses of Law" not in page
     assert "/courses/course/" not in page.partition("protected")[2]
     assert Subject.objects.count() == 3
 
@@ -384,7 +378,7 @@ def test_an_action_accepts_a_maximum_of_objects(
     courses = [make_course(), make_course()]
     data = {"action": "delete_selected", "_selected_action": courses[0].pk, "post": "yes"}
     page = staff_client.post(COURSES, data | {"index": 0, "select_across": 1}, follow=True)
-    assert message_texts(page) == ["Select at most 1 courses to delete."]
+    assert message_texts(page) == ["Select at most 1 courses."]
     assert Course.objects.count() == 2
     staff_client.post(COURSES, data | {"index": 0})
     assert Course.objects.count() == 1

@@ -182,7 +182,7 @@ def test_the_rebuild_action_reports_its_corrections_in_one_message(
     staff_client: Client, drifted_courses: list[Course]
 ) -> None:
     page = run_action(staff_client, "rebuild_counts", drifted_courses)
-    assert message_texts(page) == ["Corrected 2 courses: “A” from 4 to 2, “C” from 2 to 3."]
+    assert message_texts(page) == ["Corrected 2 courses."]
     page = run_action(staff_client, "rebuild_counts", drifted_courses)
     assert message_texts(page) == ["All counts of the selected courses are correct."]
 
@@ -204,22 +204,16 @@ def test_the_rebuild_action_corrects_all_pages_of_a_filter(
     page = staff_client.post(
         f"{LIST}?drifted=yes&o={DRIFT}", data | {"_selected_action": courses[0].pk}, follow=True
     )
-    (message,) = message_texts(page)
-    assert message.startswith("Corrected 55 courses: “Course")
-    assert message.endswith(", and 35 more.")
+    assert message_texts(page) == ["Corrected 55 courses."]
     assert drift_by_title() == {}
 
 
 def test_the_rebuild_action_accepts_a_maximum_of_courses(
     staff_client: Client, drifted_courses: list[Course], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (base, course_admin):
-        monkeypatch.setattr(module, "MAX_SELECTED", 2)
+    monkeypatch.setattr(base, "MAX_SELECTED", 2)
     page = run_action(staff_client, "rebuild_counts", drifted_courses[:1], index=0, select_across=1)
-    assert message_texts(page) == [
-        "Select at most 2 courses to rebuild. "
-        "To rebuild the counts of all courses, run: manage.py rebuild_counts"
-    ]
+    assert message_texts(page) == ["Select at most 2 courses."]
     assert drift_by_title() == {"A": 2, "C": -1}
 
 
@@ -338,7 +332,7 @@ def test_an_object_with_withdrawn_enrollments_is_not_deleted(
     assert page.status_code == 200
     html = page.content.decode()
     assert "Cannot delete" in html
-    assert f"{deletion.obj}: 1 enrollment<" in html
+    assert f"<li>enrollments of {deletion.obj}</li>" in html
     assert "Yes, I’m sure" not in html
     assert not deletion.has_happened()
     assert not LogEntry.objects.exists()
@@ -369,19 +363,8 @@ def test_a_rejected_deletion_reads_no_enrollments(
         page = staff_client.post(path, data)
     finally:
         post_init.disconnect(record, sender=Enrollment)
-    assert f"{deletion.obj}: 11 enrollments<" in page.content.decode()
+    assert f"<li>enrollments of {deletion.obj}</li>" in page.content.decode()
     assert instances == []
-
-
-def test_a_rejected_deletion_lists_a_maximum_of_objects(
-    staff_client: Client, make_course: Make, student: Any
-) -> None:
-    courses = [make_course() for _ in range(30)]
-    for course in courses:
-        enroll(student=student, course=course)
-    html = run_action(staff_client, "delete_selected", courses).content.decode()
-    assert html.count(": 1 enrollment<") == 20
-    assert "<li>and 10 more</li>" in html
 
 
 @pytest.mark.django_db(transaction=True)
@@ -425,7 +408,7 @@ def test_an_enrollment_added_during_the_deletion_prevents_it(
 
 def assert_nothing_deleted(page: HttpResponse, deletion: SimpleNamespace) -> None:
     assert message_texts(page) == [
-        "Nothing was deleted, because enrollments were added at the same time."
+        "Nothing was changed, because related rows changed just now. Try again."
     ]
     assert not deletion.has_happened()
     assert not LogEntry.objects.exists()

@@ -31,19 +31,12 @@ def test_old_runs_and_discrepancies_are_deleted(
 
 @pytest.mark.parametrize("days", ["0", "-1", "many"])
 def test_invalid_numbers_of_days_raise_command_error(db: None, days: str) -> None:
-    with pytest.raises(CommandError, match=f"must be a whole number of at least 1, not '{days}'"):
+    with pytest.raises(CommandError, match=f"--keep-days: .*'{days}'"):
         call_command("prune_count_runs", "--keep-days", days)
-
-
-@pytest.mark.parametrize("days", [10**6, 10**12])
-def test_too_many_days_raise_command_error(db: None, days: int) -> None:
-    with pytest.raises(CommandError, match=f"--keep-days {days} is before the year 1") as error:
-        call_command("prune_count_runs", "--keep-days", str(days))
-    assert error.value.returncode == 2
 
 
 @pytest.mark.django_db(transaction=True)
 def test_the_command_runs_as_a_process() -> None:
-    assert_usage_error(manage("prune_count_runs", "--keep-days", "0"), "at least 1, not '0'")
+    assert_usage_error(manage("prune_count_runs", "--keep-days", "0"), "not '0'")
     deleted = "Deleted 0 runs and 0 discrepancies older than 400 days.\n"
     assert manage("prune_count_runs").stdout == deleted

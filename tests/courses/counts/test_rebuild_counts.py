@@ -2,7 +2,6 @@ import json
 import os
 import pty
 import pwd
-import re
 import termios
 from collections.abc import Callable
 from pathlib import Path
@@ -136,40 +135,10 @@ def test_course_id_selects_courses(
     capsys: pytest.CaptureFixture[str], drifted: dict[str, Course]
 ) -> None:
     high, low, zero = (str(drifted[title].pk) for title in ["High", "Low", "Zero"])
-    output = run(capsys, "--course-id", high, low, "--course-id", zero, zero)
+    arguments = ["--course-id", high, low, "--course-id", zero, zero, "--pause", "0.01"]
+    output = run(capsys, *arguments)
     assert output.endswith("\n3 courses checked: 3 drifted and corrected.\n")
     assert list(drift_by_title()) == ["“No rows”\n"]
-
-
-def test_start_id_skips_courses_with_lower_ids(
-    capsys: pytest.CaptureFixture[str], drifted: dict[str, Course]
-) -> None:
-    output = run(capsys, "--start-id", str(drifted["Low"].pk), "--pause", "0.01")
-    assert output.endswith("\n3 courses checked: 3 drifted and corrected.\n")
-    assert list(drift_by_title()) == ["High"]
-
-
-def test_verbosity_2_reports_each_batch(
-    capsys: pytest.CaptureFixture[str], drifted: dict[str, Course]
-) -> None:
-    keys = sorted(course.pk for course in drifted.values())
-    with pytest.raises(SystemExit):
-        call_command("rebuild_counts", "--check", "-v", "2", "--batch-size", "3")
-    output = capsys.readouterr().out
-    assert f"\nCourses {keys[0]} to {keys[2]}: 3 checked, 2 drifted\n" in output
-    output = run(capsys, "-v", "2", "--batch-size", "3")
-    line = f"\nCourses {keys[3]} to {keys[4]}: 2 checked, 2 corrected, locked for at most "
-    assert re.search(re.escape(line) + r"\d\.\d{3} s\n", output)
-    assert run(capsys, "-v", "2", "--json") == ""
-
-
-def test_courses_are_counted_only_for_a_visible_progress_bar(
-    capsys: pytest.CaptureFixture[str], course: Course
-) -> None:
-    with CaptureQueriesContext(connection) as queries:
-        run(capsys)
-    counts = [query["sql"] for query in queries if "COUNT(*)" in query["sql"]]
-    assert counts == []
 
 
 @pytest.mark.parametrize(
@@ -177,15 +146,15 @@ def test_courses_are_counted_only_for_a_visible_progress_bar(
     [
         (["--pause", "-1"], "--pause: must be between 0 and 86400 seconds, not '-1'"),
         (["--pause", "nan"], "not 'nan'"),
-        (["--pause", "long"], "not 'long'"),
-        (["--start-id", "one"], "--start-id: must be a whole number of at least 1, not 'one'"),
-        (["--course-id", "0"], "--course-id: must be a whole number of at least 1, not '0'"),
-        (["--course-id", "1.5"], "not '1.5'"),
+        (["--pause", "long"], "--pause: invalid seconds value: 'long'"),
+        (["--course-id", "one"], "--course-id: invalid positive_int value: 'one'"),
+        (["--course-id", "0"], "--course-id: must be between 1 and"),
+        (["--course-id", "1.5"], "invalid positive_int value: '1.5'"),
         (["--course-id", str(2**63)], f"not '{2**63}'"),
-        (["--course-id", ""], "not ''"),
+        (["--course-id", ""], "invalid positive_int value: ''"),
         (["--course-id"], "expected at least one argument"),
-        (["--batch-size", "-1"], "--batch-size: must be a whole number of at least 1, not '-1'"),
-        (["--batch-size", "many"], "not 'many'"),
+        (["--batch-size", "-1"], "--batch-size: must be between 1 and"),
+        (["--batch-size", "many"], "invalid positive_int value: 'many'"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
     ],
 )
@@ -203,7 +172,6 @@ def test_invalid_arguments_raise_command_error_and_change_nothing(
     [
         ([1], "Course 9000001 does not exist."),
         ([1, 2], "Courses 9000001, 9000002 do not exist."),
-        (range(1, 8), "and 2 more do not exist."),
     ],
 )
 def test_unknown_course_ids_are_listed(
@@ -243,8 +211,8 @@ class TestProcess:
         ("arguments", "reason"),
         [
             (["--course-id", "{known}", "987654321"], "Course 987654321 does not exist."),
-            (["--course-id", "one"], "--course-id: must be a whole number of at least 1"),
-            (["--batch-size", "0"], "--batch-size: must be a whole number of at least 1"),
+            (["--course-id", "one"], "--course-id: invalid positive_int value: 'one'"),
+            (["--batch-size", "0"], "--batch-size: must be between 1 and"),
             (["--nonsense"], "unrecognized arguments: --nonsense"),
         ],
     )
