@@ -205,7 +205,7 @@ def _update_discrepancies(run: CountRun, batch: Batch) -> None:
         "run": run,
         "last_seen_at": batch.read_at,
         "corrected": run.is_rebuild,
-        "resolved_at": timezone.now() if run.is_rebuild else None,
+        "resolved_at": batch.read_at if run.is_rebuild else None,
     }
     course_ids = set(batch.course_ids)
     drifted = {course.course_id: course for course in batch.drifted}
@@ -229,7 +229,7 @@ def _update_discrepancies(run: CountRun, batch: Batch) -> None:
         for course_id in _resolved_since(batch):
             drifted.pop(course_id, None)
     # The range of the batch bounds the rows that MariaDB reads for a long IN list.
-    _unresolved(batch).filter(pk__in=resolved).update(resolved_at=timezone.now())
+    _unresolved(batch).filter(pk__in=resolved).update(resolved_at=batch.read_at)
     _unresolved(batch).filter(pk__in=seen_again).update(**outcome)
     CountDiscrepancy.objects.bulk_create(
         CountDiscrepancy(

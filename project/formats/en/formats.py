@@ -1,3 +1,3 @@
 """The date format of the admin."""
 
-DATETIME_FORMAT = "j M Y, H:i"
+DATETIME_FORMAT = "M j, Y, H:i"

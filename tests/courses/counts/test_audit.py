@@ -351,6 +351,31 @@ class TestConcurrentRuns:
         during_check(lambda: None, lambda: run_recorded(REBUILD))
         assert open_drift() == {}
 
+    def test_a_course_corrected_after_a_check_has_read_it_is_not_opened(
+        self, courses: list[Course]
+    ) -> None:
+        add_drift(courses[0])
+        slow_check = run_audit(kind=CHECK, actor="the tests")
+        next(slow_check)  # has read the courses, and recorded nothing
+        run_recorded(REBUILD)
+        list(slow_check)
+        assert open_drift() == {}
+
+    def test_a_correction_recorded_after_a_check_that_was_read_before_it_resolves(
+        self, courses: list[Course]
+    ) -> None:
+        add_drift(courses[0])
+        slow_check = run_audit(kind=CHECK, actor="the tests")
+        next(slow_check)
+        corrections: list[Batch] = []
+        list(rebuild(courses=Course.objects.filter(pk=courses[0].pk), on_batch=corrections.append))
+        list(slow_check)
+        assert open_drift() == {"Course 0": 1}
+        run = CountRun(kind=REBUILD, actor="the tests", started_at=timezone.now())
+        for correction in corrections:
+            audit._save(run, correction)  # as run_audit() does, but later
+        assert open_drift() == {}
+
     def test_drift_that_a_slow_check_finds_after_a_faster_one_stays_open(
         self, courses: list[Course]
     ) -> None:
