@@ -67,7 +67,7 @@ class TestCountHealth:
         text = page_text(staff_client)
         assert "Checked 3 days ago by the tests (4 courses). This result is old." in text
         assert ("1 of 4 courses drifted" in text) == bool(drift)
-        assert (f" UTC on {finished_at:%-d %B %Y} " in text) == (not drift)
+        assert (f" UTC on {finished_at:%B %-d, %Y} " in text) == (not drift)
 
     def test_drift_states_courses_and_total_error(
         self, staff_client: Client, courses: list[Course]
@@ -121,7 +121,7 @@ class TestCountHealth:
         run = run_recorded(CHECK)
         text = page_text(staff_client)
         assert f"correct at {run.finished_at:%H:%M} UTC" in text
-        assert f" {run.started_at:%-d %b %Y, %H:%M} " in text
+        assert f" {run.started_at:%b %-d, %Y, %H:%M} " in text
 
     def test_the_chart_table_lists_only_days_with_checks(
         self, staff_client: Client, courses: list[Course]
@@ -129,7 +129,7 @@ class TestCountHealth:
         add_drift(courses[0])
         run_recorded(REBUILD)
         text = page_text(staff_client)
-        assert f"Day Drifted Corrected {timezone.now():%-d %b %Y} 1 1 No counts" in text
+        assert f"Day Drifted Corrected {timezone.now():%b %-d, %Y} 1 1 No counts" in text
 
 
 class TestCheckNow:
