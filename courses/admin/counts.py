@@ -4,6 +4,7 @@ from typing import Any
 
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
+from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.template.defaultfilters import pluralize
@@ -92,13 +93,26 @@ def _describe(result: TimedCheckResult) -> str:
     )
 
 
+class StatusFilter(admin.SimpleListFilter):
+    title = "status"
+    parameter_name = "status"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("open", "Open"), ("resolved", "Resolved")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet) -> QuerySet:
+        if self.value() is None:
+            return queryset
+        return queryset.filter(resolved_at__isnull=self.value() == "open")
+
+
 @admin.register(CountDiscrepancy)
 class CountDiscrepancyAdmin(ReadOnlyAdmin):
     list_display = [
         *("course_title", "stored", "true", "signed_drift"),
         *("found_at", "last_seen_at", "resolved_at"),
     ]
-    list_filter = [("resolved_at", admin.EmptyFieldListFilter)]
+    list_filter = [StatusFilter]
     fields = [
         *("course_title", "course", "stored", "true", "signed_drift"),
         *("found_at", "last_seen_at", "resolved_at", "corrected", "run"),
