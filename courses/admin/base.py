@@ -99,6 +99,9 @@ class BoundedChangeList(ChangeList):
 
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
+        if not self.query and not self.get_filters_params():
+            # The list shows everything, so the search form needs no number of results.
+            self.full_result_count = self.result_count
         # Django would run the query again if there is only one page.
         try:
             self.result_list = self.paginator.page(self.page_num).object_list

@@ -394,7 +394,8 @@ class TestLostCommit:
         database_proxy: TCPProxy,
         executes_commit: list[bool],
     ) -> None:
-        database_proxy.drop_repeatedly(b"COMMIT", executes_query=executes_commit)
+        # The command byte tells COMMIT from READ COMMITTED, which each new connection sends.
+        database_proxy.drop_repeatedly(b"\x03COMMIT", executes_query=executes_commit)
         enrollment, changed = enroll(student=student, course=course)
         assert database_proxy.dropped == 2
         assert changed is True
