@@ -14,7 +14,7 @@ from django.db import connection, transaction
 from django.db.models import QuerySet
 from django.utils import timezone
 
-from courses.transactions import with_latest_rows
+from courses.transactions import retry_transaction, with_latest_rows
 from enrollments import statements
 from enrollments.models import Enrollment, EnrollmentEvent
 from enrollments.signals import enrollments_changed
@@ -116,6 +116,7 @@ def record_events(events: Sequence[Event]) -> None:
         transaction.on_commit(partial(send, sender=Enrollment, events=list(events)))
 
 
+@retry_transaction()
 def is_recorded(events: Sequence[Event]) -> bool:
     """Return whether the transaction that recorded these events was committed.
 

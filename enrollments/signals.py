@@ -7,6 +7,7 @@ from django.dispatch import Signal
 # changes. Inside a caller's `atomic()` it is sent after the caller's COMMIT. A receiver that
 # raises is logged by "django.dispatch", and changes nothing for the caller or other receivers.
 #
-# It is not sent if the process dies right after COMMIT, or if the answer to COMMIT is lost and the
-# database stays unreachable. Receivers that must miss nothing read the history as well.
+# It is not sent if the process dies right after COMMIT. If the answer to COMMIT is lost, it can be
+# missing or be sent for an equal change by others: docs/guarantees.md, Limits. Receivers that must
+# miss nothing read the history as well.
 enrollments_changed = Signal()

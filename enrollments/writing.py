@@ -57,7 +57,10 @@ class EraseResult(NamedTuple):
 
 
 def _is_own_result(earlier: Any, latest: Any) -> bool:
-    return not latest.events and history.is_recorded(earlier.events)
+    # An attempt to erase without a result has to be repeated, whoever committed before.
+    if earlier is None or latest is None or latest.events:
+        return False
+    return history.is_recorded(earlier.events)
 
 
 @retry_transaction(is_own_result=_is_own_result)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.actions import delete_selected
 from django.contrib.admin.options import IncorrectLookupParameters
@@ -141,8 +142,9 @@ class BoundedAdmin(admin.ModelAdmin):
         return BoundedPaginator(queryset, per_page, *args, page_number=page_number, **kwargs)
 
     def response_action(self, request: HttpRequest, queryset: QuerySet) -> HttpResponse | None:
-        is_bounded = request.POST.get("select_across") != "1"  # the rows of one page
-        if not is_bounded and queryset.order_by()[MAX_SELECTED:].exists():
+        # Parsed like the field of Django's form: without it, only rows of the page are selected.
+        selects_all = forms.BooleanField().to_python(request.POST.get("select_across"))
+        if selects_all and queryset.order_by()[MAX_SELECTED:].exists():
             message = f"Select at most {MAX_SELECTED} {self.opts.verbose_name_plural}."
             self.message_user(request, message, messages.ERROR)
             return HttpResponseRedirect(request.get_full_path())

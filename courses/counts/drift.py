@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from django.utils import timezone
@@ -40,7 +40,9 @@ class Batch:
 
     course_ids: Sequence[int]
     drifted: Sequence[DriftedCourse]
-    read_at: datetime  # not later than the moment at which the counts were read
+    # Not later than the moment at which the counts were read. For corrections: after COMMIT, since
+    # a check reads the wrong counts until then.
+    read_at: datetime
 
 
 def find_drift(
@@ -84,7 +86,7 @@ def rebuild(
         if correct_ids and on_batch:
             on_batch(Batch(correct_ids, [], batch.read_at))
         for course_ids in _lock_groups(batch.drifted):
-            correction = _correct_courses(course_ids)
+            correction = replace(_correct_courses(course_ids), read_at=timezone.now())
             if on_batch:
                 on_batch(correction)
             yield from correction.drifted
@@ -142,11 +144,11 @@ def _correct_courses(course_ids: Sequence[int]) -> Batch:
     courses = Course.objects.filter(pk__in=course_ids).order_by("pk")
     wrong_courses = list(courses.select_for_update())
     recount_locked(course_pks=course_ids)
-    read_at = timezone.now()
     # A plain read could return the counts of an older snapshot.
     true_counts = dict(courses.select_for_update().values_list("pk", "total_enrollments"))
     recounted = [
         DriftedCourse(course.pk, course.title, course.total_enrollments, true_counts[course.pk])
         for course in wrong_courses
     ]
-    return Batch(course_ids, [course for course in recounted if course.drift], read_at)
+    drifted = [course for course in recounted if course.drift]
+    return Batch(course_ids, drifted, timezone.now())

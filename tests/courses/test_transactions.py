@@ -15,6 +15,7 @@ from courses import transactions
 from courses.counts.drift import rebuild
 from courses.models import Course
 from courses.transactions import retry_transaction
+from enrollments import writing
 from enrollments.models import Enrollment
 from enrollments.services import (
     BulkResult,
@@ -380,6 +381,37 @@ class TestLostCommit:
         assert enroll(student=student, course=course)[1] is True
         assert database_proxy.dropped == 1
 
+    def test_a_connection_lost_again_while_the_commit_is_looked_up(
+        self, course: Course, student: User, database_proxy: TCPProxy
+    ) -> None:
+        database_proxy.drop_in_turn((b"\x03COMMIT", True), (b"SELECT 1 AS", False))
+        assert enroll(student=student, course=course)[1] is True
+        assert database_proxy.dropped == 2
+
+    def test_an_enrollment_during_the_retry_of_a_committed_erasure_is_erased_too(
+        self,
+        make_course: MakeCourse,
+        student: User,
+        database_proxy: TCPProxy,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        course, other_course = make_course(), make_course()
+        enroll(student=student, course=course)
+        lock_courses, calls = writing._lock_courses, []
+
+        def enroll_before_locking(course_ids: Any) -> Any:
+            calls.append(course_ids)
+            if len(calls) == 2:
+                ConcurrentThread(
+                    lambda: enroll(student=student, course=other_course)
+                ).start_and_finish()
+            return lock_courses(course_ids)
+
+        monkeypatch.setattr(writing, "_lock_courses", enroll_before_locking)
+        database_proxy.drop_once(b"\x03COMMIT", executes_query=True)
+        assert erase_student(student=student) == 1
+        assert not Enrollment.objects.exists()
+
     @pytest.mark.parametrize(
         "executes_commit",
         [
@@ -395,7 +427,7 @@ class TestLostCommit:
         executes_commit: list[bool],
     ) -> None:
         # The command byte tells COMMIT from READ COMMITTED, which each new connection sends.
-        database_proxy.drop_repeatedly(b"\x03COMMIT", executes_query=executes_commit)
+        database_proxy.drop_in_turn(*((b"\x03COMMIT", executes) for executes in executes_commit))
         enrollment, changed = enroll(student=student, course=course)
         assert database_proxy.dropped == 2
         assert changed is True

@@ -12,8 +12,7 @@ class TCPProxy:
 
     def __init__(self, host: str, port: int) -> None:
         self._target = (host, port)
-        self._drop_at: bytes | None = None
-        self._executes_query: list[bool] = []
+        self._drops: list[tuple[bytes, bool]] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.dropped = 0
@@ -25,12 +24,11 @@ class TCPProxy:
         With `executes_query` the server executes the query and the client gets no result.
         Without it the query never reaches the server.
         """
-        self.drop_repeatedly(text, executes_query=[executes_query])
+        self.drop_in_turn((text, executes_query))
 
-    def drop_repeatedly(self, text: bytes, *, executes_query: list[bool]) -> None:
-        """Drop a connection at each of the next queries that contain `text`."""
-        self._executes_query = list(executes_query)
-        self._drop_at = text
+    def drop_in_turn(self, *drops: tuple[bytes, bool]) -> None:
+        """Drop several connections, each like `drop_once()` and after the one before it."""
+        self._drops = list(drops)
 
     def close(self) -> None:
         self._listener.close()
@@ -48,15 +46,13 @@ class TCPProxy:
                     data = source.recv(1 << 16)
                     if not data:
                         return
-                    if source is client and self._drop_at is not None and self._drop_at in data:
+                    if source is client and self._drops and self._drops[0][0] in data:
                         return self._drop(server, data)
                     (server if source is client else client).sendall(data)
 
     def _drop(self, server: socket.socket, query: bytes) -> None:
         self.dropped += 1
-        executes_query = self._executes_query.pop(0)
-        if not self._executes_query:
-            self._drop_at = None
+        _, executes_query = self._drops.pop(0)
         if executes_query:
             server.sendall(query)
             server.recv(1 << 16)

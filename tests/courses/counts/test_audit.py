@@ -376,6 +376,27 @@ class TestConcurrentRuns:
             audit._save(run, correction)  # as run_audit() does, but later
         assert open_drift() == {}
 
+    @pytest.mark.mariadb
+    @pytest.mark.django_db(transaction=True)
+    def test_a_check_between_recount_and_commit_of_a_rebuild_leaves_nothing_open(
+        self, courses: list[Course]
+    ) -> None:
+        add_drift(courses[0])
+        locking_reads: list[str] = []
+
+        def check_after_the_recount(execute: Any, sql: str, *args: Any) -> Any:
+            result = execute(sql, *args)
+            if "courses_course" in sql and "FOR UPDATE" in sql:
+                locking_reads.append(sql)
+                if len(locking_reads) == 2:  # the first locks, the second reads the new counts
+                    ConcurrentThread(lambda: run_recorded(CHECK)).start_and_finish()
+            return result
+
+        with connection.execute_wrapper(check_after_the_recount):
+            run_recorded(REBUILD)
+        assert drift_by_title() == {}
+        assert open_drift() == {}
+
     def test_drift_that_a_slow_check_finds_after_a_faster_one_stays_open(
         self, courses: list[Course]
     ) -> None:
