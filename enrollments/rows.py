@@ -51,11 +51,10 @@ def read_rows_of_student(student_id: Any) -> list[Enrollment]:
     return list(with_latest_rows(raw_queryset().filter(student=student_id)))
 
 
-def insert_row(student_id: Any, course_id: Any, values: RowValues) -> Any:
+def insert_row(cursor: Any, student_id: Any, course_id: Any, values: RowValues) -> Any:
     """Insert a row and return its key. Raises IntegrityError."""
-    with connection.cursor() as cursor:
-        statements.INSERT_ENROLLMENT.execute(cursor, student_id, course_id, *values)
-        return cursor.lastrowid
+    statements.INSERT_ENROLLMENT.execute(cursor, student_id, course_id, *values)
+    return cursor.lastrowid
 
 
 def insert_rows(course_id: Any, values_by_student: Mapping[Any, RowValues]) -> None:

@@ -31,9 +31,17 @@ class Parameter(Value):
         return "%s", [self]
 
 
+class _Placeholder(NamedTuple):
+    """What goes into one placeholder of a compiled statement."""
+
+    position: int | None  # of the value; None: always the literal
+    literal: Any
+    convert: Callable[..., Any]  # to what the driver accepts
+
+
 class _Compiled(NamedTuple):
     sql: str
-    params: tuple[Any, ...]  # literals, and a Parameter for each value to bind
+    placeholders: tuple[_Placeholder, ...]
 
 
 class Statement:
@@ -50,39 +58,44 @@ class Statement:
 
     def execute(self, cursor: Any, *values: Any) -> int:
         """Execute the statement with `values` and return the number of affected rows."""
-        sql, params = self.compiled(cursor.db.alias)
+        database = cursor.db
+        sql, placeholders = self.compiled(database.alias)
         cursor.execute(
             sql,
             [
-                _prepare(param, values[param.position], cursor.db)
-                if isinstance(param, Parameter)
-                else param
-                for param in params
+                literal if position is None else convert(values[position], connection=database)
+                for position, literal, convert in placeholders
             ],
         )
         return cursor.rowcount
 
     def execute_many(self, cursor: Any, rows: Sequence[Sequence[Any]]) -> None:
         """Execute the statement for each row of values; drivers send many rows at a time."""
-        sql, params = self.compiled(cursor.db.alias)
+        sql, placeholders = self.compiled(cursor.db.alias)
         columns = list(zip(*rows, strict=True))
-        prepared = []
-        for param in params:
-            column = columns[param.position]
+        converted_columns = []
+        for position, _, convert in placeholders:
+            assert position is not None, "statements for many rows have no literals"
+            column = columns[position]
             # Most columns hold the same few values in all rows. Convert each of them once.
-            converted = {value: _prepare(param, value, cursor.db) for value in set(column)}
-            prepared.append([converted[value] for value in column])
-        cursor.executemany(sql, list(zip(*prepared, strict=True)))
+            converted = {value: convert(value, connection=cursor.db) for value in set(column)}
+            converted_columns.append([converted[value] for value in column])
+        cursor.executemany(sql, list(zip(*converted_columns, strict=True)))
 
     def _compile(self, alias: str) -> _Compiled:
         compiled = self._build().get_compiler(connection=connections[alias]).as_sql()
         # The insert compiler returns a list of statements.
         sql, params = compiled[0] if isinstance(compiled, list) else compiled
-        return _Compiled(sql, tuple(params))
+        return _Compiled(sql, tuple(_make_placeholder(param) for param in params))
 
 
-def _prepare(param: Parameter, value: Any, database: Any) -> Any:
-    return param.output_field.get_db_prep_save(value, connection=database)
+def _make_placeholder(param: Any) -> _Placeholder:
+    if not isinstance(param, Parameter):
+        return _Placeholder(None, param, str)
+    field = param.output_field
+    # A foreign key converts like the primary key that it refers to, only more slowly.
+    field = getattr(field, "target_field", field)
+    return _Placeholder(param.position, None, field.get_db_prep_save)
 
 
 def _update(rows: QuerySet, **values: Any) -> Query:

@@ -70,17 +70,19 @@ def enroll_student(student_id: Any, course_id: Any, context: EventContext) -> Wr
         # This database would only notice a missing student at COMMIT.
         rows.require_students([student_id])
     values = RowValues(Enrollment.Status.ACTIVE, context.created_at, None)
-    if _take_seat(course_id):
-        try:
-            row = Row(rows.insert_row(student_id, course_id, values), values)
-        except IntegrityError:
-            # MariaDB, MySQL and SQLite roll back the failed statement only.
-            _add_to_counter(course_id, -1)
-        else:
-            event = make_event(student_id, course_id, Action.ENROLLED, values, context)
-            history.record_events([event])
-            enrollment = rows.make_enrollment(student_id, course_id, row)
-            return WriteResult(enrollment, Outcome.CREATED, [event])
+    with connection.cursor() as cursor:
+        # No affected row means that the course is full, or does not exist.
+        if statements.TAKE_SEAT.execute(cursor, course_id):
+            try:
+                row = Row(rows.insert_row(cursor, student_id, course_id, values), values)
+            except IntegrityError:
+                # MariaDB, MySQL and SQLite roll back the failed statement only.
+                _add_to_counter(course_id, -1)
+            else:
+                event = make_event(student_id, course_id, Action.ENROLLED, values, context)
+                history.record_events([event])
+                enrollment = rows.make_enrollment(student_id, course_id, row)
+                return WriteResult(enrollment, Outcome.CREATED, [event])
     # The student has a row already, or there is no free seat, or the keys do not exist.
     return _apply_under_lock(
         _lock_course(course_id), student_id, activate(context.created_at), context
@@ -274,7 +276,9 @@ def _insert(course: Course, change: _Change) -> None:
     try:
         if len(change.inserts) == 1:
             ((student_id, values),) = change.inserts.items()
-            change.rows[student_id] = Row(rows.insert_row(student_id, course.pk, values), values)
+            with connection.cursor() as cursor:
+                pk = rows.insert_row(cursor, student_id, course.pk, values)
+            change.rows[student_id] = Row(pk, values)
         elif change.inserts:
             rows.insert_rows(course.pk, change.inserts)
     except IntegrityError as error:
@@ -285,12 +289,6 @@ def _insert(course: Course, change: _Change) -> None:
 
 
 # The course ---------------------------------------------------------------------------------
-
-
-def _take_seat(course_id: Any) -> bool:
-    """Lock a course and take a free seat in one statement. False: it is full, or missing."""
-    with connection.cursor() as cursor:
-        return statements.TAKE_SEAT.execute(cursor, course_id) > 0
 
 
 def _lock_course(course_id: Any) -> Course:

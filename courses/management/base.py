@@ -21,10 +21,9 @@ MAX_SECONDS = 86_400
 
 def positive_int(text: str) -> int:
     """Parse a whole number of at least 1. For the `type` of an argument."""
-    number = int(text)
-    if not 0 < number <= MAX_INT:
-        raise ArgumentTypeError(f"must be between 1 and {MAX_INT}, not {text!r}")
-    return number
+    if not text.isdecimal() or not 0 < int(text) <= MAX_INT:
+        raise ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return int(text)
 
 
 def seconds(text: str) -> float:
