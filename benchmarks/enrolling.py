@@ -221,10 +221,13 @@ def enroll_without_history() -> Iterator[Enroll]:
 
 @contextmanager
 def disable_history() -> Iterator[None]:
-    """Replace the function that inserts events. Raise RuntimeError if events are still inserted."""
+    """Replace the functions that insert events. Raise RuntimeError if events are still inserted."""
     last_event = EnrollmentEvent.objects.aggregate(Max("pk"))
-    # Raises AttributeError if the function no longer exists.
-    with patch.object(history, "record_events", lambda events: None):
+    # Raises AttributeError if a function no longer exists.
+    with (
+        patch.object(history, "record_event", lambda cursor, event: None),
+        patch.object(history, "record_events", lambda events: None),
+    ):
         yield
     if EnrollmentEvent.objects.aggregate(Max("pk")) != last_event:
         raise RuntimeError(

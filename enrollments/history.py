@@ -102,15 +102,21 @@ def action_for(
     return Action(new_status)
 
 
+def record_event(cursor: Any, event: Event) -> None:
+    """Insert an event, and send `enrollments_changed` after COMMIT."""
+    statements.INSERT_EVENT.execute(cursor, *event)
+    _send_after_commit([event])
+
+
 def record_events(events: Sequence[Event]) -> None:
-    """Insert events, and send `enrollments_changed` after COMMIT."""
-    if not events:
-        return
-    with connection.cursor() as cursor:
-        if len(events) == 1:
-            statements.INSERT_EVENT.execute(cursor, *events[0])
-        else:
+    """Insert events, and send `enrollments_changed` once after COMMIT."""
+    if events:
+        with connection.cursor() as cursor:
             statements.INSERT_EVENT.execute_many(cursor, events)
+        _send_after_commit(events)
+
+
+def _send_after_commit(events: Sequence[Event]) -> None:
     if enrollments_changed.has_listeners(Enrollment):
         send = enrollments_changed.send_robust
         transaction.on_commit(partial(send, sender=Enrollment, events=list(events)))

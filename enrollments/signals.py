@@ -10,4 +10,4 @@ from django.dispatch import Signal
 # It is not sent if the process dies right after COMMIT. If the answer to COMMIT is lost, it can be
 # missing or be sent for an equal change by others: docs/guarantees.md, Limits. Receivers that must
 # miss nothing read the history as well.
-enrollments_changed = Signal()
+enrollments_changed = Signal(use_caching=True)

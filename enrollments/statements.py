@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from django.db import connections
-from django.db.models import F, Field, Model, Q, QuerySet, Value
+from django.db.models import AutoField, BigAutoField, CharField, F, Field, Model, Q, QuerySet, Value
 from django.db.models.sql import InsertQuery, Query, UpdateQuery
 
 from courses.models import Course
@@ -91,11 +91,17 @@ class Statement:
 
 def _make_placeholder(param: Any) -> _Placeholder:
     if not isinstance(param, Parameter):
-        return _Placeholder(None, param, str)
+        return _Placeholder(None, param, _pass_through)
     field = param.output_field
     # A foreign key converts like the primary key that it refers to, only more slowly.
     field = getattr(field, "target_field", field)
-    return _Placeholder(param.position, None, field.get_db_prep_save)
+    is_plain = type(field) in (CharField, AutoField, BigAutoField)
+    return _Placeholder(param.position, None, _pass_through if is_plain else field.get_db_prep_save)
+
+
+def _pass_through(value: Any, connection: Any) -> Any:
+    # Drivers accept strings and validated integers as they are.
+    return value
 
 
 def _update(rows: QuerySet, **values: Any) -> Query:

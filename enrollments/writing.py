@@ -69,19 +69,20 @@ def enroll_student(student_id: Any, course_id: Any, context: EventContext) -> Wr
     if connection.features.can_defer_constraint_checks:
         # This database would only notice a missing student at COMMIT.
         rows.require_students([student_id])
+    # Whatever happens before TAKE_SEAT keeps nobody waiting for the course.
     values = RowValues(Enrollment.Status.ACTIVE, context.created_at, None)
+    event = make_event(student_id, course_id, Action.ENROLLED, values, context)
+    enrollment = rows.make_enrollment(student_id, course_id, Row(None, values))
     with connection.cursor() as cursor:
         # No affected row means that the course is full, or does not exist.
         if statements.TAKE_SEAT.execute(cursor, course_id):
             try:
-                row = Row(rows.insert_row(cursor, student_id, course_id, values), values)
+                enrollment.pk = rows.insert_row(cursor, student_id, course_id, values)
             except IntegrityError:
                 # MariaDB, MySQL and SQLite roll back the failed statement only.
                 _add_to_counter(course_id, -1)
             else:
-                event = make_event(student_id, course_id, Action.ENROLLED, values, context)
-                history.record_events([event])
-                enrollment = rows.make_enrollment(student_id, course_id, row)
+                history.record_event(cursor, event)
                 return WriteResult(enrollment, Outcome.CREATED, [event])
     # The student has a row already, or there is no free seat, or the keys do not exist.
     return _apply_under_lock(
