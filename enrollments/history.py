@@ -131,12 +131,13 @@ def is_recorded(events: Sequence[Event]) -> bool:
     if not events:
         return False
     first = events[0]
-    return (
-        QuerySet(EnrollmentEvent)
-        .filter(student=first.student_id, course=first.course_id, action=first.action)
-        .filter(created_at=first.created_at)
-        .exists()
+    matching: QuerySet = QuerySet(EnrollmentEvent).filter(
+        student=first.student_id,
+        course=first.course_id,
+        action=first.action,
+        created_at=first.created_at,
     )
+    return matching.exists()
 
 
 def event_pks(student_id: Any) -> list[Any]:

@@ -57,7 +57,7 @@ class EraseResult(NamedTuple):
 
 
 def _is_own_result(earlier: Any, latest: Any) -> bool:
-    # An attempt to erase without a result has to be repeated, whoever committed before.
+    # None: the attempt to erase a student has to be repeated.
     if earlier is None or latest is None or latest.events:
         return False
     return history.is_recorded(earlier.events)
@@ -69,12 +69,11 @@ def enroll_student(student_id: Any, course_id: Any, context: EventContext) -> Wr
     if connection.features.can_defer_constraint_checks:
         # This database would only notice a missing student at COMMIT.
         rows.require_students([student_id])
-    # Whatever happens before TAKE_SEAT keeps nobody waiting for the course.
+    # TAKE_SEAT locks the course, so everything else is prepared before it.
     values = RowValues(Enrollment.Status.ACTIVE, context.created_at, None)
     event = make_event(student_id, course_id, Action.ENROLLED, values, context)
     enrollment = rows.make_enrollment(student_id, course_id, Row(None, values))
     with connection.cursor() as cursor:
-        # No affected row means that the course is full, or does not exist.
         if statements.TAKE_SEAT.execute(cursor, course_id):
             try:
                 enrollment.pk = rows.insert_row(cursor, student_id, course_id, values)

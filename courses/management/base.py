@@ -85,7 +85,7 @@ class AppCommand(BaseCommand):
             raise
         except OSError as error:
             name = path or "Standard output"
-            raise self.usage_error(f"{name} can't be written: {error.strerror}.") from error
+            raise self.usage_error(f"{name} cannot be written: {error.strerror}.") from error
 
     @staticmethod
     def progress(*, total: int | None, unit: str, disable: bool = False) -> tqdm:
