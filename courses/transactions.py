@@ -36,6 +36,10 @@ _LOST_CONNECTIONS = {
     2013,  # lost connection during query
     2055,  # lost connection at a system call
 }
+# MariaDB's client reports both a lost encrypted connection and a failed handshake as this error.
+_TLS_ERROR = 2026
+# Parts of messages about a certificate or server that stays unacceptable until it is replaced.
+_PERMANENT_TLS_ERRORS = ("certificate", "SSL is required")
 # Many short attempts: writers of one course on several nodes of a cluster conflict often, and a
 # node or server that dies is replaced within seconds.
 MAX_ATTEMPTS = 60
@@ -191,7 +195,10 @@ class _Call(Generic[T]):
 
 
 def _is_lost_connection(error: BaseException) -> bool:
-    return isinstance(error, InterfaceError) or _error_code(error) in _LOST_CONNECTIONS
+    code = _error_code(error)
+    if code == _TLS_ERROR:
+        return not any(text in str(error) for text in _PERMANENT_TLS_ERRORS)
+    return isinstance(error, InterfaceError) or code in _LOST_CONNECTIONS
 
 
 def _error_code(error: BaseException) -> object:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from django.db import connection
 from django.test import Client, override_settings
 
 from courses.models import Course
+from tests.support.databases import connection_options
 from tests.support.proxy import TCPProxy, tcp_proxy_to
 
 
@@ -94,17 +96,20 @@ def staff_client(client: Client, django_user_model: Any) -> Client:
     return client
 
 
-@pytest.fixture
-def database_proxy() -> Iterator[TCPProxy]:
+@pytest.fixture(params=["DISABLED", "REQUIRED"], ids=["plain", "TLS"])
+def database_proxy(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[TCPProxy]:
     """Route the test's own connection to the database through a proxy that can drop it."""
     settings = connection.settings_dict
     address = settings["HOST"], settings["PORT"]
-    connection.close()
-    with tcp_proxy_to(address[0], int(address[1])) as proxy:
+    with (
+        connection_options(ssl_mode=request.param),
+        tcp_proxy_to(address[0], int(address[1]), tmp_path) as proxy,
+    ):
         settings["HOST"], settings["PORT"] = "127.0.0.1", proxy.port
         yield proxy
         connection.close()
         settings["HOST"], settings["PORT"] = address
+        assert proxy.tls_requests or request.param == "DISABLED"
 
 
 @pytest.fixture

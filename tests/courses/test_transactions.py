@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
@@ -28,9 +29,11 @@ from enrollments.services import (
     unenroll_many,
 )
 from tests.support.counts import drift_by_title
+from tests.support.databases import connection_options
 from tests.support.enrollments import MakeCourse, MakeStudents
 from tests.support.locks import forced_deadlock, locked_past_the_timeout
 from tests.support.proxy import TCPProxy
+from tests.support.servers import create_certificate
 from tests.support.threads import ConcurrentThread
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -253,6 +256,20 @@ class TestLostConnection:
         assert len(killed_connections) == 1
         assert Enrollment.objects.count() == 2
 
+    @pytest.mark.parametrize("ssl_mode", ["DISABLED", "REQUIRED"])
+    def test_a_query_timeout_is_retried(self, ssl_mode: str) -> None:
+        calls: list[str] = []
+
+        @retry_transaction()
+        def sleep_once() -> None:
+            calls.append("call")
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT SLEEP(%s)", [3 if len(calls) == 1 else 0])
+
+        with connection_options(ssl_mode=ssl_mode, read_timeout=1):
+            sleep_once()
+        assert len(calls) == 2
+
     def test_a_connection_that_died_before_the_call_is_replaced(
         self, course: Course, student: User, database_proxy: TCPProxy
     ) -> None:
@@ -262,6 +279,42 @@ class TestLostConnection:
         # Leaving the block lost the connection.
         assert database_proxy.dropped == 1
         assert enroll(student=student, course=course)[1] is True
+
+
+@pytest.mark.mariadb
+@pytest.mark.parametrize("database_proxy", ["REQUIRED"], indirect=True)
+class TestVerifiedCertificate:
+    """The certificate is that of the proxy."""
+
+    def test_a_trusted_certificate_is_accepted(
+        self, course: Course, student: User, database_proxy: TCPProxy, tmp_path: Path
+    ) -> None:
+        with connection_trusting(database_proxy.certificate, tmp_path):
+            assert enroll(student=student, course=course)[1] is True
+
+    def test_a_rejected_certificate_is_not_retried(
+        self,
+        course: Course,
+        student: User,
+        database_proxy: TCPProxy,
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        (tmp_path / "other").mkdir()
+        certificate, _ = create_certificate(folder=tmp_path / "other")
+        with (
+            caplog.at_level("INFO", RETRY_LOGGER),
+            connection_trusting(certificate, tmp_path),
+            pytest.raises(OperationalError, match="certificate"),
+        ):
+            enroll(student=student, course=course)
+        assert caplog.messages == []
+
+
+def connection_trusting(certificate: Path, folder: Path) -> AbstractContextManager[None]:
+    file = folder / "client.cnf"
+    file.write_text(f"[client]\nssl-ca={certificate}\n")
+    return connection_options(ssl_mode="VERIFY_IDENTITY", read_default_file=str(file))
 
 
 def kill_own_connection() -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
-from django.db import connection, transaction
+from django.db import transaction
 
 from courses.models import Course
 from courses.transactions import retry_transaction
@@ -25,6 +25,7 @@ from enrollments.services import (
     unenroll_many,
 )
 from tests.support.counts import drift_by_title
+from tests.support.databases import connection_options
 from tests.support.enrollments import (
     MakeCourse,
     MakeStudents,
@@ -38,12 +39,8 @@ pytestmark = [pytest.mark.mariadb, pytest.mark.django_db(transaction=True)]
 
 @pytest.fixture(autouse=True, params=["read committed", "repeatable read"])
 def isolation_level(request: pytest.FixtureRequest) -> Iterator[None]:
-    options = connection.settings_dict["OPTIONS"]
-    connection.close()
-    configured_level, options["isolation_level"] = options["isolation_level"], request.param
-    yield
-    connection.close()
-    options["isolation_level"] = configured_level
+    with connection_options(isolation_level=request.param):
+        yield
     assert drift_by_title() == {}
 
 

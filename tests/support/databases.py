@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -25,6 +26,20 @@ def connected_to(url: str) -> Iterator[None]:
     finally:
         connection.close()
         settings |= old
+
+
+@contextmanager
+def connection_options(**options: Any) -> Iterator[None]:
+    """Connect the test with other OPTIONS."""
+    settings = connection.settings_dict
+    configured_options = settings["OPTIONS"]
+    connection.close()
+    settings["OPTIONS"] = configured_options | options
+    try:
+        yield
+    finally:
+        connection.close()
+        settings["OPTIONS"] = configured_options
 
 
 @contextmanager

@@ -88,6 +88,7 @@ SERVERS = (
     ),
     _program("mariadb", package="mariadb-client-core"),
     Program(name="Redis", package="redis-tools", is_installed=find_redis),
+    _program("openssl", package="openssl"),  # creates certificates
 )
 BROWSER = (Program(name="Chromium", package="chromium", is_installed=find_chromium),)
 HEADERS = (  # mysqlclient is compiled.
@@ -119,7 +120,7 @@ CLUSTER = (
     Program(name="lsof", package="lsof", is_installed=lambda: find_program("lsof", "ss")),
     _program("ps", package="procps"),
 )
-WEB = (_program("nginx", package="nginx"), _program("openssl", package="openssl"))
+WEB = (_program("nginx", package="nginx"),)
 
 
 def require(programs: Sequence[Program]) -> None:

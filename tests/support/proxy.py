@@ -2,20 +2,37 @@
 
 import select
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tests.support.servers import create_certificate
+
+# Begins the client's first packet if it uses TLS: a length of 32 bytes, packet number 1.
+TLS_REQUEST = b"\x20\0\0\x01"
 
 
 class TCPProxy:
-    """Forwards connections to a server. `drop_once()` makes it drop one of them."""
+    """Forwards connections to a server. `drop_once()` makes it drop one of them.
 
-    def __init__(self, host: str, port: int) -> None:
+    Decrypts connections that use TLS, with a certificate that it creates in `folder`.
+    """
+
+    def __init__(self, host: str, port: int, folder: Path) -> None:
         self._target = (host, port)
+        self.certificate, key = create_certificate(folder=folder)
+        self._to_client = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self._to_client.load_cert_chain(self.certificate, key)
+        self._to_server = ssl._create_unverified_context()
+        # TLS 1.3 also sends packets without data, for which recv() would wait.
+        self._to_server.maximum_version = ssl.TLSVersion.TLSv1_2
         self._drops: list[tuple[bytes, bool]] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.dropped = 0
+        self.tls_requests = 0
         threading.Thread(target=self._accept, daemon=True).start()
 
     def drop_once(self, text: bytes, *, executes_query: bool) -> None:
@@ -41,14 +58,27 @@ class TCPProxy:
 
     def _forward(self, client: socket.socket) -> None:
         with client, socket.create_connection(self._target) as server, suppress(OSError):
-            while True:
-                for source in select.select([client, server], [], [])[0]:
-                    data = source.recv(1 << 16)
-                    if not data:
-                        return
-                    if source is client and self._drops and self._drops[0][0] in data:
-                        return self._drop(server, data)
-                    (server if source is client else client).sendall(data)
+            client.sendall(server.recv(1 << 16))  # the greeting, which is never encrypted
+            if client.recv(len(TLS_REQUEST), socket.MSG_PEEK) != TLS_REQUEST:
+                self._forward_queries(client, server)
+                return
+            self.tls_requests += 1
+            server.sendall(client.recv(36))
+            with (
+                self._to_client.wrap_socket(client, server_side=True) as tls_client,
+                self._to_server.wrap_socket(server) as tls_server,
+            ):
+                self._forward_queries(tls_client, tls_server)
+
+    def _forward_queries(self, client: socket.socket, server: socket.socket) -> None:
+        while True:
+            for source in select.select([client, server], [], [])[0]:
+                data = source.recv(1 << 16)
+                if not data:
+                    return
+                if source is client and self._drops and self._drops[0][0] in data:
+                    return self._drop(server, data)
+                (server if source is client else client).sendall(data)
 
     def _drop(self, server: socket.socket, query: bytes) -> None:
         self.dropped += 1
@@ -59,8 +89,8 @@ class TCPProxy:
 
 
 @contextmanager
-def tcp_proxy_to(host: str, port: int) -> Iterator[TCPProxy]:
-    proxy = TCPProxy(host, port)
+def tcp_proxy_to(host: str, port: int, folder: Path) -> Iterator[TCPProxy]:
+    proxy = TCPProxy(host, port, folder)
     try:
         yield proxy
     finally:

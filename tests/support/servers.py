@@ -1,4 +1,4 @@
-"""Run a private MariaDB and a private Redis on free ports.
+"""Run a private MariaDB, which offers TLS, and a private Redis on free ports.
 
     python -m tests.support.servers COMMAND [ARG…]   run COMMAND with DATABASE_URL and REDIS_URL set
     python -m tests.support.servers --install        install missing programs
@@ -160,9 +160,27 @@ def create_data(*, folder: Path, password: str) -> Path:
     return init_file
 
 
+def create_certificate(*, folder: Path) -> tuple[Path, Path]:
+    """Create a self-signed certificate for HOST; return its file and the file of its key."""
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+            *("-nodes", "-days", "365", "-subj", f"/CN={HOST}"),
+            *("-addext", f"subjectAltName=IP:{HOST}", "-keyout", key, "-out", certificate),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return certificate, key
+
+
 def mariadbd_options(*, folder: Path, port: int) -> list[str]:
+    certificate, key = create_certificate(folder=folder)
     return [
         *_data_options(folder=folder),
+        f"--ssl-cert={certificate}",
+        f"--ssl-key={key}",
         f"--bind-address={HOST}",
         f"--port={port}",
         # Relative to the data folder, because the length of a socket's path is limited.

@@ -22,7 +22,7 @@ from enrollments.services import (
     unenroll_many,
 )
 from tests.support.counts import drift_by_title
-from tests.support.databases import connected_to
+from tests.support.databases import connected_to, connection_options
 from tests.support.servers import mariadb
 
 Make = Callable[..., Any]
@@ -40,9 +40,18 @@ SERVICES: dict[str, Callable[[list[int], int, int], Any]] = {
 }
 
 
+@pytest.fixture(
+    params=[{}, pytest.param({"ssl_mode": "REQUIRED"}, marks=pytest.mark.mariadb)],
+    ids=["plain", "TLS"],
+)
+def encryption(request: pytest.FixtureRequest) -> Iterator[None]:
+    with connection_options(**request.param):
+        yield
+
+
 @pytest.mark.parametrize("name", SERVICES)
 def test_killed_service_commits_everything_or_nothing(
-    make_course: Make, make_students: Make, name: str
+    make_course: Make, make_students: Make, encryption: None, name: str
 ) -> None:
     students = [student.pk for student in make_students(3)]
     course, other = make_course().pk, make_course().pk

@@ -18,7 +18,7 @@ import pytest
 
 from tests.support.commands import PROJECT, command_environment
 from tests.support.programs import WEB, find_program, unpack
-from tests.support.servers import HOST, free_port
+from tests.support.servers import HOST, create_certificate, free_port
 
 pytestmark = [pytest.mark.mariadb, pytest.mark.django_db(transaction=True)]
 
@@ -95,16 +95,11 @@ def running(command: list[Any], **options: Any) -> Iterator[subprocess.Popen[byt
 
 def nginx_command(folder: Path, gunicorn_port: int, http_port: int, https_port: int) -> list[Any]:
     """Write a certificate and the configuration to the folder; return the command of nginx."""
-    subject = ["-subj", f"/CN={SERVER_NAME}", "-keyout", folder / "key", "-out", folder / "cert"]
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", *subject],
-        check=True,
-        capture_output=True,
-    )
+    certificate, key = create_certificate(folder=folder)
     text = re.sub(r"\n +listen \[.*", "", (DOCS / "nginx.conf").read_text())
     for documented, actual in {
-        f"/etc/letsencrypt/live/{SERVER_NAME}/fullchain.pem": folder / "cert",
-        f"/etc/letsencrypt/live/{SERVER_NAME}/privkey.pem": folder / "key",
+        f"/etc/letsencrypt/live/{SERVER_NAME}/fullchain.pem": certificate,
+        f"/etc/letsencrypt/live/{SERVER_NAME}/privkey.pem": key,
         "127.0.0.1:8000": f"{HOST}:{gunicorn_port}",
         "listen 80;": f"listen {HOST}:{http_port};",
         "listen 443 ssl": f"listen {HOST}:{https_port} ssl",
