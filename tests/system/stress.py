@@ -453,9 +453,13 @@ def main() -> int:
             os.environ["DATABASE_URL"] = servers[0].url
         if servers:
             os.environ.pop("REDIS_URL", None)
+        if options.tls:
+            os.environ["DATABASE_URL"] += "?ssl_mode=REQUIRED"
         os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
         django.setup()
         call_command("migrate", verbosity=0)
+        if options.tls:
+            _require_encryption()
         kill_servers = partial(_kill_servers, servers, options.kill) if options.kill else None
         report = stress(
             seconds=options.seconds,
@@ -478,6 +482,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--kill", type=float, metavar="SECONDS", help="kill a server every so many seconds"
     )
+    parser.add_argument("--tls", action="store_true", help="encrypt the connections")
     parser.add_argument("--cluster", action="store_true", help="write to all nodes of a cluster")
     parser.add_argument(
         "--use-database-url",
@@ -486,9 +491,20 @@ def _parse_arguments() -> argparse.Namespace:
         "instead of on a private MariaDB",
     )
     options = parser.parse_args()
-    if options.use_database_url and (options.cluster or options.kill):
-        parser.error("--cluster and --kill need private servers. Omit --use-database-url.")
+    if options.use_database_url and (options.cluster or options.kill or options.tls):
+        parser.error("--cluster, --kill and --tls need private servers. Omit --use-database-url.")
     return options
+
+
+def _require_encryption() -> None:
+    """Exit if the connection is not encrypted. MariaDB's client accepts that even if REQUIRED."""
+    from django.db import connection
+
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW STATUS LIKE 'Ssl_cipher'")
+        (_, cipher) = cursor.fetchone()
+    if not cipher:
+        sys.exit("The connection to the database is not encrypted.")
 
 
 def _kill_servers(servers: Sequence[Server], interval: float, deadline: float) -> None:

@@ -23,9 +23,10 @@ def test_concurrent_services_keep_all_guarantees(damages_counts: bool) -> None:
 
 
 @pytest.mark.mariadb
-def test_a_killed_server_violates_no_guarantee() -> None:
+@pytest.mark.parametrize("options", [[], ["--tls"]], ids=["plain", "TLS"])
+def test_a_killed_server_violates_no_guarantee(options: list[str]) -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "tests.system.stress", "--seconds", "12", "--kill", "4"],
+        [sys.executable, "-m", "tests.system.stress", "--seconds=8", "--kill=3", *options],
         cwd=PROJECT,
         capture_output=True,
         text=True,
