@@ -57,8 +57,9 @@ else:
         "charset": "utf8mb4",
         "connect_timeout": 5,  # seconds
         # Strict mode rejects values that do not fit instead of truncating them. The default
-        # lock timeout of 50 seconds is longer than most visitors wait.
-        "init_command": "SET sql_mode='STRICT_TRANS_TABLES', innodb_lock_wait_timeout=10",
+        # lock timeouts, 50 seconds for rows and a day for tables, are longer than visitors wait.
+        "init_command": "SET sql_mode='STRICT_TRANS_TABLES', innodb_lock_wait_timeout=10, "
+        "lock_wait_timeout=10",
     }
     # No limit by default, because migrations of large tables take long. gunicorn.conf.py sets one.
     if _timeout := env.int("DATABASE_TIMEOUT", default=0):

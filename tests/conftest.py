@@ -116,7 +116,7 @@ def database_proxy(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[T
 def short_lock_timeout() -> Iterator[None]:
     """Make the test's own connection wait for a lock for at most a second."""
     statement = {
-        "mysql": "SET SESSION innodb_lock_wait_timeout = 1",
+        "mysql": "SET SESSION innodb_lock_wait_timeout = 1, lock_wait_timeout = 1",
         "sqlite": "PRAGMA busy_timeout = 100",
     }
     with connection.cursor() as cursor:

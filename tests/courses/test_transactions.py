@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
+from urllib.parse import urlencode
 
 import pytest
 from django.contrib.auth.models import User
@@ -28,10 +29,15 @@ from enrollments.services import (
     unenroll,
     unenroll_many,
 )
+from tests.support.commands import manage, unmigrated_database
 from tests.support.counts import drift_by_title
 from tests.support.databases import connection_options
 from tests.support.enrollments import MakeCourse, MakeStudents
-from tests.support.locks import forced_deadlock, locked_past_the_timeout
+from tests.support.locks import (
+    forced_deadlock,
+    locked_past_the_timeout,
+    metadata_locked_past_the_timeout,
+)
 from tests.support.proxy import TCPProxy
 from tests.support.servers import create_certificate
 from tests.support.threads import ConcurrentThread
@@ -134,6 +140,81 @@ class TestRetries:
         with pytest.raises(IntegrityError):
             retry_transaction()(function)()
         assert function.call_count == 1
+
+
+@pytest.mark.mariadb
+class TestMetadataLocks:
+    """ALTER TABLE, backups and LOCK TABLES lock tables instead of rows."""
+
+    @pytest.mark.parametrize(
+        "statement", ["LOCK TABLES courses_course WRITE", "FLUSH TABLES WITH READ LOCK"]
+    )
+    def test_enroll_is_retried_after_a_timeout(
+        self,
+        course: Course,
+        student: User,
+        short_lock_timeout: None,
+        caplog: pytest.LogCaptureFixture,
+        statement: str,
+    ) -> None:
+        with (
+            caplog.at_level("INFO", RETRY_LOGGER),
+            metadata_locked_past_the_timeout(statement),
+        ):
+            assert enroll(student=student, course=course)[1] is True
+        assert caplog.messages[0].startswith("Attempt 1 failed, retrying: ")
+
+    def test_a_commit_that_times_out_is_rolled_back_and_retried(
+        self, course: Course, student: User, short_lock_timeout: None
+    ) -> None:
+        send_mail = Mock()
+        changes: list[bool] = []
+
+        with ExitStack() as stack:
+
+            @retry_transaction()
+            def enroll_and_lock() -> None:
+                transaction.on_commit(send_mail)
+                changes.append(enroll(student=student, course=course)[1])
+                if len(changes) == 1:
+                    statement = "FLUSH TABLES WITH READ LOCK"
+                    stack.enter_context(metadata_locked_past_the_timeout(statement))
+
+            enroll_and_lock()
+        assert changes == [True, True]
+        assert send_mail.call_count == 1
+
+    def test_all_statements_wait_for_a_lock_for_ten_seconds(self) -> None:
+        connection.close()  # If it created the test database, it has migrated and waits longer.
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT @@innodb_lock_wait_timeout, @@lock_wait_timeout")
+            assert cursor.fetchone() == (10, 10)
+
+    def test_migrate_waits_longer(self, tmp_path: Path) -> None:
+        options = urlencode({"init_command": "SET lock_wait_timeout = 1"})
+        with unmigrated_database(tmp_path) as url, connection.cursor() as cursor:
+            env = {"DATABASE_URL": f"{url}?{options}"}
+            migrate = ConcurrentThread(lambda: manage("migrate", "contenttypes", env=env))
+            cursor.execute("FLUSH TABLES WITH READ LOCK")
+            migrate.start()
+            try:
+                while migrate.is_alive() and not is_waiting_for_a_metadata_lock(seconds=1.5):
+                    time.sleep(0.05)
+            finally:
+                cursor.execute("UNLOCK TABLES")
+            result = migrate.finish()
+        assert result.returncode == 0, result.stderr
+
+
+def is_waiting_for_a_metadata_lock(*, seconds: float) -> bool:
+    """Return whether a connection has waited for so long."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT COUNT(*) FROM information_schema.processlist "
+            "WHERE state LIKE 'Waiting for %% lock' AND time_ms > %s",
+            [seconds * 1_000],
+        )
+        return cursor.fetchone()[0] > 0
 
 
 class TestOuterTransaction:

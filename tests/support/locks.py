@@ -29,6 +29,21 @@ def locked_past_the_timeout(obj: Model) -> Iterator[None]:
 
 
 @contextmanager
+def metadata_locked_past_the_timeout(statement: str) -> Iterator[None]:
+    """Lock tables with `statement` for longer than `short_lock_timeout`. MariaDB only."""
+    is_locked = threading.Event()
+
+    def lock() -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+            is_locked.set()
+            time.sleep(2.0)  # The lock ends with the connection.
+
+    with _run_in_thread(lock, is_locked):
+        yield
+
+
+@contextmanager
 def forced_deadlock(lower: Course, higher: Course) -> Iterator[None]:
     """Make the body the victim of a deadlock, if it locks the courses in the order of their keys.
 
