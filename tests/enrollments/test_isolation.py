@@ -5,13 +5,14 @@ Under REPEATABLE READ the caller's plain reads do not see that commit. The servi
 
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from django.contrib.auth.models import User
-from django.db import transaction
+from django.db import OperationalError, transaction
 
 from courses.models import Course
-from courses.transactions import retry_transaction
+from courses.transactions import is_transient, retry_transaction
 from enrollments.models import Enrollment
 from enrollments.services import (
     BulkResult,
@@ -156,6 +157,27 @@ class TestManyStudents:
             after_commit_of=lambda: unenroll(student=students[0], course=course),
         )
         assert result == BulkResult(withdrawn=3, unchanged=1)
+
+
+@pytest.mark.parametrize("isolation_level", ["repeatable read"], indirect=True)
+def test_snapshot_isolation_raises_only_in_the_callers_transaction(
+    course: Course, make_students: MakeStudents
+) -> None:
+    first, second = make_students(2)
+    enroll_second = Mock(
+        side_effect=lambda: run_with_stale_snapshot(
+            lambda: enroll(student=second, course=course),
+            after_commit_of=lambda: enroll(student=first, course=course),
+        )
+    )
+    with connection_options(init_command="SET innodb_snapshot_isolation = ON"):
+        with pytest.raises(OperationalError, match="1020") as exception:
+            enroll_second()
+        assert is_transient(exception.value)
+        unenroll(student=first, course=course)
+        enroll_second.reset_mock()
+        retry_transaction()(enroll_second)()
+    assert enroll_second.call_count == 1
 
 
 def test_a_recount_includes_concurrent_enrollments(
