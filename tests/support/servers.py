@@ -129,6 +129,8 @@ def mariadb(*, options: Sequence[str] = ()) -> Iterator[MariaDB]:
                 "--innodb-buffer-pool-size=256M",
                 # Commits survive SIGKILL, but not a power cut.
                 "--innodb-flush-log-at-trx-commit=2",
+                # The default before MariaDB 11.6.2. Older servers do not know the option.
+                "--loose-innodb-snapshot-isolation=OFF",
                 *options,
             ],
         )
