@@ -2,6 +2,7 @@
 
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
+from django.utils.deprecation import MiddlewareMixin
 from django.views.decorators.cache import never_cache
 from ninja import NinjaAPI
 from ninja.errors import ValidationError
@@ -31,3 +32,14 @@ def index(request: HttpRequest) -> dict[str, str]:
 def handle_validation_error(request: HttpRequest, error: ValidationError) -> HttpResponse:
     detail = "; ".join(f"{item['loc'][-1]}: {item['msg']}" for item in error.errors)
     return api.create_response(request, {"detail": detail}, status=400)
+
+
+class HeadMiddleware(MiddlewareMixin):
+    """Process HEAD requests of the API like GET, because Ninja's views reject them.
+
+    The server omits the body.
+    """
+
+    def process_request(self, request: HttpRequest) -> None:
+        if request.method == "HEAD" and request.path_info.startswith("/api/"):
+            request.method = "GET"

@@ -40,6 +40,8 @@ class ErrorMiddleware(MiddlewareMixin):
             detail = f"{status.phrase}. {status.description}"
             response.content = JsonResponse({"detail": detail}).content
             response["Content-Type"] = "application/json"
+            # CommonMiddleware has set the length of the body that was replaced.
+            response["Content-Length"] = str(len(response.content))
         return response
 
 

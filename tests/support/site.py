@@ -19,7 +19,7 @@ TIMEOUT_SECONDS = 30
 
 @contextmanager
 def running_site(*, log: Path, env: Mapping[str, str]) -> Iterator[str]:
-    """Yield the site's URL when the site is ready. Raises ServerError if it does not start.
+    """Yield the site's URL when the site responds. Raises ServerError if it does not start.
 
     `env` is added to this process's environment.
     """
@@ -35,7 +35,7 @@ def running_site(*, log: Path, env: Mapping[str, str]) -> Iterator[str]:
         )
         try:
             deadline = time.monotonic() + TIMEOUT_SECONDS
-            while not _is_ready(url):
+            while not _is_alive(url):
                 if gunicorn.poll() is not None or time.monotonic() > deadline:
                     last_line = log.read_text().strip().rpartition("\n")[2]
                     raise ServerError(f"gunicorn did not start: {last_line}")
@@ -46,7 +46,7 @@ def running_site(*, log: Path, env: Mapping[str, str]) -> Iterator[str]:
             gunicorn.wait(TIMEOUT_SECONDS)
 
 
-def _is_ready(url: str) -> bool:
-    with suppress(URLError, ConnectionError), urlopen(f"{url}/readyz", timeout=5) as response:
+def _is_alive(url: str) -> bool:
+    with suppress(URLError, ConnectionError), urlopen(f"{url}/healthz", timeout=5) as response:
         return response.status == 200
     return False
