@@ -127,3 +127,16 @@ def test_503_is_complete_and_so_is_the_next(tmp_path: Path) -> None:
     with gunicorn(tmp_path, UNREACHABLE_DATABASE) as url, connect(url) as connection:
         for path in ("/api/courses", "/", "/readyz", "/api/courses"):
             assert_complete(*send(connection, "GET", path), 503)
+
+
+def test_uploaded_file_is_rejected_and_never_stored(url: str, tmp_path: Path) -> None:
+    form = b'--x\r\nContent-Disposition: form-data; name="f"; filename="f"\r\n\r\n'
+    headers = {"Content-Type": "multipart/form-data; boundary=x", "Content-Length": "9999999"}
+    headers["Cookie"] = f"csrftoken={'t' * 32}"
+    with connect(url) as connection:
+        # Only the beginning of the file arrives.
+        connection.request("POST", "/accounts/sign-in/", form + b"x" * 1_000_000, headers)
+        time.sleep(0.5)
+        assert list((tmp_path / "uploads").iterdir()) == []
+        response = connection.getresponse()
+        assert_complete(response, response.read(), 400)
