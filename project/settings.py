@@ -227,7 +227,7 @@ LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {
-        "text": {"format": _log_line, "style": "{"},
+        "text": {"()": "project.logs.TextFormatter", "format": _log_line, "style": "{"},
         "json": {
             "()": "pythonjsonlogger.json.JsonFormatter",
             "format": _log_line,

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from urllib.error import HTTPError
+from urllib.parse import quote
 from urllib.request import urlopen
 
 import pytest
@@ -129,6 +130,35 @@ def test_json_log_has_one_object_per_line() -> None:
     event = json.loads(line)
     assert (event["levelname"], event["message"]) == ("ERROR", "“No”\nway")
     assert event["exc_info"].startswith("Traceback")
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_requests_cannot_forge_events(tmp_path: Path, log_format: str) -> None:
+    log, forged = tmp_path / "log", "2027-01-31 00:00:00,000 ERROR forged"
+    database_url = f"mysql://nobody:none@{UNREACHABLE_ADDRESS}/none"
+    env = {"SECRET_KEY": SECRET_KEY, "DATABASE_URL": database_url, "HTTPS": "0"}
+    with running_site(log=log, env=env | {"LOG_FORMAT": log_format}) as url:
+        for path in ("/none", "/api/none", "/api/courses/none"):
+            for newline in ("%0A", "%0D", "%C2%85", "%E2%80%A8"):
+                with pytest.raises(HTTPError) as error:
+                    urlopen(f"{url}{path}{newline}{quote(forged)}")
+                error.value.close()
+    lines = [line for line in log.read_text().split("\n") if "forged" in line]
+    assert len(lines) == 3 * 4 + 4
+    if log_format == "json":
+        lines = [json.loads(line)["asctime"] for line in lines]
+    else:
+        assert "\n".join(lines).splitlines() == lines
+    assert not [line for line in lines if line.startswith("2027")]
+
+
+def test_text_log_indents_tracebacks() -> None:
+    log = "import logging\ntry: int('1\\nforged')\nexcept ValueError: logging.exception('No')"
+    result = manage("shell", "--no-imports", "-c", log)
+    event, *traceback = result.stderr.splitlines()
+    assert event.endswith("ERROR root: No")
+    assert traceback[0] == "    Traceback (most recent call last):"
+    assert all(line.startswith("    ") for line in traceback)
 
 
 @pytest.mark.django_db(transaction=True)
