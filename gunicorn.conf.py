@@ -3,7 +3,13 @@
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+
+def _fail(message: str) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(2)
+
 
 _REQUIRED = {
     "DATABASE_URL": "mysql://user:password@host:3306/name",
@@ -11,15 +17,19 @@ _REQUIRED = {
 }
 # Checked here, because each worker would report the error with a traceback of its own.
 if _missing := [f"{name} to {value}" for name, value in _REQUIRED.items() if not os.getenv(name)]:
-    print(
+    _fail(
         f"gunicorn serves the site in production. Set {' and '.join(_missing)}. "
-        "For development, use: make run",
-        file=sys.stderr,
+        "For development, use: make run"
     )
-    sys.exit(2)
 
 wsgi_app = "project.wsgi"
-bind = f"{os.environ.get('HOST') or '127.0.0.1'}:{os.environ.get('PORT') or 8000}"
+_port = os.environ.get("PORT") or "8000"
+if not _port.isdecimal() or not 1 <= int(_port) <= 65535:
+    _fail(f"PORT must be a number from 1 to 65535, not {_port!r}.")
+# Not used if systemd passes a socket.
+bind = f"{os.environ.get('HOST') or '127.0.0.1'}:{_port}"
+# Requests must not choose the paths of the site's links.
+forwarder_headers = ""
 # Each thread keeps its own database connection. Set the server's max_connections accordingly.
 workers = int(os.environ.get("WEB_CONCURRENCY") or 0) or (os.cpu_count() or 1) + 1
 threads = 8
@@ -33,6 +43,7 @@ timeout = 60  # seconds
 graceful_timeout = 40  # seconds
 # In memory, so that a slow disk does not make a worker look dead.
 worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
+loglevel = os.environ.get("LOG_LEVEL") or "info"
 if os.environ.get("LOG_FORMAT") == "json":
     logconfig_dict = {
         "formatters": {

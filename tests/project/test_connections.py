@@ -129,6 +129,12 @@ def test_503_is_complete_and_so_is_the_next(tmp_path: Path) -> None:
             assert_complete(*send(connection, "GET", path), 503)
 
 
+def test_headers_do_not_change_the_path(url: str) -> None:
+    with connect(url) as connection:
+        headers = {"SCRIPT_NAME": "/prefix", "PATH_INFO": "/"}
+        assert_complete(*send(connection, "GET", "/prefix/api/", None, headers), 404)
+
+
 def test_uploaded_file_is_rejected_and_never_stored(url: str, tmp_path: Path) -> None:
     form = b'--x\r\nContent-Disposition: form-data; name="f"; filename="f"\r\n\r\n'
     headers = {"Content-Type": "multipart/form-data; boundary=x", "Content-Length": "9999999"}

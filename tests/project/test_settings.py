@@ -74,6 +74,14 @@ def test_gunicorn_requires_database_and_secret_key(missing: str) -> None:
     assert (result.returncode, result.stdout) == (2, "")
 
 
+@pytest.mark.parametrize("port", ["x", "99999", "-1"])
+def test_gunicorn_rejects_invalid_port(port: str) -> None:
+    environment = {"DATABASE_URL": "sqlite://:memory:", "SECRET_KEY": SECRET_KEY, "PORT": port}
+    result = run("-m", "gunicorn", **environment)
+    assert result.stderr == f"PORT must be a number from 1 to 65535, not {port!r}.\n"
+    assert result.returncode == 2
+
+
 def test_without_redis_url_nothing_is_cached() -> None:
     assert setting("'cachalot' in str(settings.INSTALLED_APPS)") == "False"
     assert "dummy" in setting("settings.CACHES['default']['BACKEND']")
