@@ -1,5 +1,6 @@
 """A Redis cache that fails open, so that the site works without Redis."""
 
+import hmac
 import logging
 import math
 import pickle
@@ -9,16 +10,18 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
-from django.core.cache.backends.redis import RedisCache
+from django.core.cache.backends.redis import RedisCache, RedisSerializer
+from django.utils.crypto import salted_hmac
 from redis.exceptions import RedisError
 
 logger = logging.getLogger(__name__)
 
 LOG_INTERVAL = 60.0  # seconds between two warnings
-# Raised while reading an entry that is truncated or was written by another version of the code.
+# Raised while reading an entry that has no valid signature, or whose class does not exist here.
 _UNREADABLE = (
     pickle.PickleError, EOFError, ImportError, AttributeError, LookupError, TypeError, ValueError,
 )  # fmt: skip
+_SIGNATURE_BYTES = 32  # SHA-256
 
 
 @dataclass
@@ -46,6 +49,31 @@ def _fail_open(method: Callable[..., Any], *, fallback: Any) -> Callable[..., An
             return fallback
 
     return wrapper
+
+
+class SignedSerializer(RedisSerializer):
+    """Sign pickles with SECRET_KEY, and load no other ones, because a pickle can run any code.
+
+    Integers are stored as they are, so that Redis can increment them.
+    """
+
+    def dumps(self, value: Any) -> Any:
+        data = super().dumps(value)
+        return _signature(data) + data if isinstance(data, bytes) else data
+
+    def loads(self, data: Any) -> Any:
+        """Return the value. Raises UnpicklingError if the signature is not valid."""
+        signature, pickled = data[:_SIGNATURE_BYTES], data[_SIGNATURE_BYTES:]
+        if hmac.compare_digest(signature, _signature(pickled)):
+            return pickle.loads(pickled)
+        try:
+            return int(data)
+        except ValueError as error:
+            raise pickle.UnpicklingError("The signature is not valid.") from error
+
+
+def _signature(data: bytes) -> bytes:
+    return salted_hmac(__name__, data, algorithm="sha256").digest()
 
 
 class FailOpenRedisCache(RedisCache):

@@ -79,6 +79,7 @@ if REDIS_URL:
             "LOCATION": REDIS_URL,
             "TIMEOUT": 60,  # seconds
             "OPTIONS": {
+                "serializer": "project.cache.SignedSerializer",
                 "socket_connect_timeout": 0.25,  # seconds
                 "socket_timeout": 0.25,  # seconds
                 # The client's own retries would multiply these timeouts.

@@ -1,19 +1,21 @@
 """The site works while Redis is down, hung, full, or flushed, and logs it."""
 
+import pickle
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 from django.core.cache import caches
-from django.test import Client
+from django.test import Client, override_settings
 from redis.exceptions import ResponseError
 
 from courses.models import Course, Subject
 from enrollments.services import enroll, unenroll
-from project.cache import FailOpenRedisCache, _breakers
+from project.cache import FailOpenRedisCache, SignedSerializer, _breakers, _signature
 from tests.support.counts import drift_by_title
 from tests.support.servers import Redis, redis
 
@@ -129,15 +131,47 @@ def test_full_redis_loses_writes_and_logs_once(
     assert [record.levelname for record in caplog.records].count("WARNING") == 1
 
 
-def test_unreadable_entries_are_misses(cache: Any, server: Redis) -> None:
+class Exploit:
+    """A value that creates a file where its pickle is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_unsigned_and_unreadable_entries_are_misses(cache: Any, tmp_path: Path) -> None:
+    exploit, signed = Exploit(tmp_path / "exploited"), SignedSerializer().dumps([1])
+    unknown_class = b"cno_such_module\nThing\n."
+    with override_settings(SECRET_KEY="another key"):
+        forged = SignedSerializer().dumps(exploit)
     raw = cache._cache.get_client()
-    raw.set(":1:truncated", b"\x80\x05\x95\x10")
-    raw.set(":1:unknown_class", b"cno_such_module\nThing\n.")
-    for key in ("truncated", "unknown_class"):
-        assert cache.get(key, "fallback") == "fallback"
-        assert cache.get_many([key]) == {}
-    assert cache.set("a", 1) is None
-    assert cache.get("a") == 1
+    for entry in (
+        pickle.dumps([1]),
+        pickle.dumps(exploit),
+        forged,
+        signed[:32] + pickle.dumps(exploit),
+        signed[:-1],
+        signed[:20],
+        b"",
+        b"9" * 10_000,
+        _signature(unknown_class) + unknown_class,
+    ):
+        raw.set(":1:a", entry)
+        assert cache.get("a", "fallback") == "fallback"
+        assert cache.get_many(["a"]) == {}
+    assert list(tmp_path.iterdir()) == []
+    cache.set("a", [1])
+    assert cache.get("a") == [1]
+
+
+def test_integers_are_counted_by_redis(cache: Any) -> None:
+    cache.set("a", 1)
+    assert cache.incr("a", 5) == 6
+    assert cache.get("a") == 6
+    cache.set("b", True)
+    assert cache.get("b") is True
 
 
 @pytest.mark.django_db(transaction=True)
