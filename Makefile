@@ -6,7 +6,7 @@ ARGS :=
 
 .DEFAULT_GOAL := help
 .PHONY: help run serve test check docs coverage stress registration-day test-deployment bench \
-	screenshots clean python servers venv production-settings
+	screenshots lock clean python servers venv production-settings
 
 help:  ## List the targets
 	@awk -F ':.*##  *' '/^[a-z-]+:.*##/ { printf "make %-17s %s\n", $$1, $$2 }' Makefile
@@ -79,6 +79,12 @@ screenshots: .venv/.requirements-test  ## Take the screenshots of the README wit
 
 bench: .venv/.requirements-bench  ## Compare the services with the bare driver and with other packages
 	$(clean_env) .venv/bin/python -m benchmarks $(ARGS)
+
+# In an environment of its own: nothing else needs uv.
+lock: python  ## Pin all packages of production in requirements.lock. ARGS=--upgrade takes new versions
+	$(PYTHON) -m venv .cache/uv && .cache/uv/bin/pip install --quiet --disable-pip-version-check uv
+	UV_CUSTOM_COMPILE_COMMAND="make lock" .cache/uv/bin/uv pip compile --quiet --universal \
+		--python-version 3.11 --generate-hashes --output-file requirements.lock $(ARGS) requirements.txt
 
 clean:  ## Remove installed packages and caches. Keeps the database
 	rm -rf .venv .cache .hypothesis .pytest_cache .ruff_cache
