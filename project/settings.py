@@ -140,6 +140,7 @@ MIDDLEWARE = [
 ROOT_URLCONF = "project.urls"
 WSGI_APPLICATION = "project.wsgi.application"
 FILE_UPLOAD_HANDLERS = ["project.uploads.RejectFiles"]
+DATA_UPLOAD_MAX_MEMORY_SIZE = 128 * 1024  # bytes; as in docs/deployment/nginx.conf
 TEMPLATES = [
     {
         "BACKEND": "django.template.backends.django.DjangoTemplates",
