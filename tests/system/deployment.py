@@ -331,7 +331,8 @@ def _follow_guides(machine: Machine) -> None:
             _publish_new_version(machine.root)
             # A single reload may be too short to show a failed request.
             reloads = "for n in 1 2 3 4; do sleep 3; systemctl reload catalog; done"
-            _run_under_load(machine, commands + reloads)
+            restart = "sleep 3; systemctl restart catalog"
+            _run_under_load(machine, f"{commands}{reloads}; {restart}")
             machine.shell.run("curl --silent https://YOUR.NAME/ | grep '<!-- new -->'")
         else:
             if title == CERTIFICATE:
@@ -341,6 +342,7 @@ def _follow_guides(machine: Machine) -> None:
     _renew_certificate(machine.shell)
     _alarm_and_repair(machine.shell)
     _prune(machine.shell)
+    _reject_local_users(machine.shell)
     print("Restoring the backup, which was made before the upgrade:")
     _run_commands(machine, restore)
     _survive_power_cut(machine)
@@ -494,6 +496,15 @@ def _prune(shell: Shell) -> None:
     shell.run(f'[ -z "$({run_sql} "{old_runs}")" ]')
 
 
+def _reject_local_users(shell: Shell) -> None:
+    """Only nginx reaches gunicorn, and only the site reads and writes the cache."""
+    curl = "curl --silent --unix-socket /run/catalog.sock http://localhost/readyz"
+    shell.run(f'runuser -u www-data -- {curl} | grep \'"redis": "ok"\'')
+    shell.run(f"! runuser -u nobody -- {curl}")
+    shell.run("! curl --silent http://127.0.0.1:8000/healthz")
+    shell.run("redis-cli ping 2>&1 | grep NOAUTH")
+
+
 def _survive_power_cut(machine: Machine) -> None:
     with machine.visitors():
         time.sleep(3)
@@ -508,7 +519,9 @@ def _survive_power_cut(machine: Machine) -> None:
 def _create_old_tables(machine: Machine) -> None:
     """Replace the site's tables by those of an older system."""
     shell = machine.shell
-    shell.run("cd /srv/catalog && systemctl stop catalog.service catalog-check.timer")
+    shell.run(
+        "cd /srv/catalog && systemctl stop catalog.socket catalog.service catalog-check.timer"
+    )
     shell.run('mariadb -e "DROP DATABASE catalog; CREATE DATABASE catalog CHARACTER SET utf8mb4"')
     shell.run("catalog migrate auth --verbosity 0")
     (machine.root / "root/old_tables.sql").write_text(OLD_TABLES)

@@ -32,6 +32,18 @@ class Site(NamedTuple):
     https_port: int
     gunicorn: subprocess.Popen[bytes]
 
+    def connect(self, client_address: str = HOST) -> Any:
+        """Return a context manager with a new connection over HTTPS."""
+        return closing(
+            http.client.HTTPSConnection(
+                HOST,
+                self.https_port,
+                context=ssl._create_unverified_context(),
+                timeout=TIMEOUT_SECONDS,
+                source_address=(client_address, 0),
+            )
+        )
+
     def request(
         self,
         path: str,
@@ -41,18 +53,9 @@ class Site(NamedTuple):
         client_address: str = HOST,
         **headers: str,
     ) -> Any:
-        """Send a request over HTTPS on a new connection; return the response."""
-        context = ssl._create_unverified_context()
+        """Send a request on a new connection; return the response."""
         names = {name.replace("_", "-"): value for name, value in headers.items()}
-        with closing(
-            http.client.HTTPSConnection(
-                HOST,
-                self.https_port,
-                context=context,
-                timeout=TIMEOUT_SECONDS,
-                source_address=(client_address, 0),
-            )
-        ) as connection:
+        with self.connect(client_address) as connection:
             connection.request(method, path, body, {"Host": SERVER_NAME} | names)
             response = connection.getresponse()
             response.read()
@@ -62,17 +65,18 @@ class Site(NamedTuple):
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
     unpack(WEB)
-    gunicorn_port, http_port, https_port = free_port(), free_port(), free_port()
+    http_port, https_port = free_port(), free_port()
     test_variables = command_environment()
     env = documented_variables() | {
         name: test_variables[name] for name in ("DATABASE_URL", "REDIS_URL", "PATH")
     }
-    env["PORT"] = str(gunicorn_port)
+    # systemd opens the socket in production.
+    env["GUNICORN_CMD_ARGS"] = f"--bind=unix:{tmp_path}/catalog.sock"
     with ExitStack() as stack:
         gunicorn = stack.enter_context(
             running([sys.executable, "-m", "gunicorn"], cwd=PROJECT, env=env)
         )
-        stack.enter_context(running(nginx_command(tmp_path, gunicorn_port, http_port, https_port)))
+        stack.enter_context(running(nginx_command(tmp_path, http_port, https_port)))
         site = Site(http_port, https_port, gunicorn)
         wait_until(lambda: site.request("/readyz").status == 200)
         yield site
@@ -93,14 +97,14 @@ def running(command: list[Any], **options: Any) -> Iterator[subprocess.Popen[byt
         process.wait(60)
 
 
-def nginx_command(folder: Path, gunicorn_port: int, http_port: int, https_port: int) -> list[Any]:
+def nginx_command(folder: Path, http_port: int, https_port: int) -> list[Any]:
     """Write a certificate and the configuration to the folder; return the command of nginx."""
     certificate, key = create_certificate(folder=folder)
     text = re.sub(r"\n +listen \[.*", "", (DOCS / "nginx.conf").read_text())
     for documented, actual in {
         f"/etc/letsencrypt/live/{SERVER_NAME}/fullchain.pem": certificate,
         f"/etc/letsencrypt/live/{SERVER_NAME}/privkey.pem": key,
-        "127.0.0.1:8000": f"{HOST}:{gunicorn_port}",
+        "/run/catalog.sock": folder / "catalog.sock",
         "listen 80;": f"listen {HOST}:{http_port};",
         "listen 443 ssl": f"listen {HOST}:{https_port} ssl",
     }.items():
@@ -162,6 +166,23 @@ def test_forged_addresses_do_not_bypass_the_sign_in_limit(site: Site) -> None:
     # The limit is for the client's address, not for nginx's.
     response = site.request("/accounts/sign-in/", **form, client_address="127.0.0.2")
     assert response.status == 200
+
+
+def test_headers_reach_the_site_only_if_nginx_set_them(site: Site) -> None:
+    # nginx drops names with underscores itself; https is what nginx reports.
+    headers = {"SCRIPT_NAME": "/prefix", "X-Forwarded-Proto": "http", "Host": SERVER_NAME}
+    with site.connect() as connection:
+        connection.request("GET", "/prefix/api/", headers=headers)
+        assert connection.getresponse().status == 404
+
+
+def test_request_bodies_are_short_and_never_stored(site: Site, tmp_path: Path) -> None:
+    assert site.request("/", method="POST", body="x" * 200_000).status == 413
+    with site.connect() as connection:
+        headers = {"Host": SERVER_NAME, "Content-Length": "120000"}
+        connection.request("POST", "/accounts/sign-in/", "x" * 100_000, headers)
+        time.sleep(0.5)
+        assert not [path for path in (tmp_path / "client_body").rglob("*") if path.is_file()]
 
 
 def test_no_request_fails_during_a_reload(site: Site) -> None:
