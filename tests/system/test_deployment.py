@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import yaml
 
 from tests.support.commands import PROJECT, command_environment
 from tests.support.programs import WEB, find_program, unpack
@@ -212,6 +213,22 @@ def test_no_request_fails_during_a_reload(site: Site) -> None:
         for visitor in visitors:
             visitor.join()
     assert set(statuses) == {200}
+
+
+def test_all_services_of_systemd_are_hardened_alike() -> None:
+    names = ("catalog", "catalog-check", "catalog-prune")
+    texts = [(DOCS / f"{name}.service").read_text().partition("\n[Install]")[0] for name in names]
+    hardening = [text[text.index("NoNewPrivileges=") :].rstrip() for text in texts]
+    assert len(hardening[0].splitlines()) > 20
+    assert set(hardening) == {hardening[0]}
+
+
+def test_all_containers_are_hardened() -> None:
+    for service in yaml.safe_load((PROJECT / "compose.yaml").read_text())["services"].values():
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert all("size=" in mount for mount in service["tmpfs"])
 
 
 def test_compose_and_guide_set_only_variables_that_exist() -> None:
