@@ -131,6 +131,13 @@ def test_log_level_is_case_insensitive() -> None:
     assert setting("settings.LOGGING['root']['level']", LOG_LEVEL="debug") == "DEBUG"
 
 
+def test_log_level_applies_to_gunicorn(tmp_path: Path) -> None:
+    log, env = tmp_path / "log", {"DATABASE_URL": "sqlite://:memory:", "SECRET_KEY": SECRET_KEY}
+    with running_site(log=log, env=env | {"LOG_LEVEL": "error"}):
+        pass
+    assert log.read_text() == ""
+
+
 def test_json_log_has_one_object_per_line() -> None:
     log = "import logging\ntry: 1 / 0\nexcept ZeroDivisionError: logging.exception('“No”\\nway')"
     result = manage("shell", "--no-imports", "-c", log, LOG_FORMAT="json")
