@@ -3,6 +3,7 @@
 from datetime import datetime
 from typing import Any
 
+from django.db import DEFAULT_DB_ALIAS
 from django.http import HttpRequest
 from django.shortcuts import get_object_or_404
 from ninja import Router, Schema, Status
@@ -50,7 +51,7 @@ ERROR_RESPONSES = {401: Problem, 403: Problem, 404: Problem, 503: Problem}
     "course is full.",
 )
 def enroll(request: StudentRequest, slug: str) -> Status[dict[str, Any]]:
-    course = get_object_or_404(Course, slug=slug)
+    course = get_object_or_404(Course.objects.using(DEFAULT_DB_ALIAS), slug=slug)
     try:
         enrollment, changed = services.enroll(
             student=request.user, course=course, origin=_origin(request)
@@ -74,7 +75,7 @@ def enroll(request: StudentRequest, slug: str) -> Status[dict[str, Any]]:
     "course.",
 )
 def leave(request: StudentRequest, slug: str) -> Status[None]:
-    course = get_object_or_404(Course, slug=slug)
+    course = get_object_or_404(Course.objects.using(DEFAULT_DB_ALIAS), slug=slug)
     try:
         services.leave(student=request.user, course=course, origin=_origin(request))
     except services.CourseCompleted as error:

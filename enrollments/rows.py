@@ -26,8 +26,8 @@ class Row(NamedTuple):
 
 
 def raw_queryset() -> QuerySet:
-    """Return a queryset without the guard of `Enrollment.objects` against direct writes."""
-    return QuerySet(Enrollment)
+    """Return a queryset of the primary, without the guard of `Enrollment.objects`."""
+    return QuerySet(Enrollment, using=DEFAULT_DB_ALIAS)
 
 
 def read_rows(course_id: Any, student_ids: Sequence[Any]) -> dict[Any, Row]:
@@ -93,10 +93,10 @@ def make_enrollment(student_id: Any, course_id: Any, row: Row) -> Enrollment:
 def require_students(student_ids: Sequence[Any]) -> None:
     """Raise the user model's DoesNotExist if one of the students does not exist."""
     model = get_user_model()
+    users = model._default_manager.using(DEFAULT_DB_ALIAS)
     missing = set(student_ids)
     for chunk in chunks(student_ids):
-        existing = model._default_manager.filter(pk__in=chunk).values_list("pk", flat=True)
-        missing.difference_update(existing)
+        missing.difference_update(users.filter(pk__in=chunk).values_list("pk", flat=True))
     if missing:
         raise model.DoesNotExist(f"User {format_keys(missing)} does not exist.")
 

@@ -7,6 +7,7 @@ from typing import Any
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.contrib.auth.views import redirect_to_login
+from django.db import DEFAULT_DB_ALIAS
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.cache import never_cache
@@ -25,7 +26,7 @@ def _change_enrollment(
 
     @wraps(change)
     def view(request: HttpRequest, slug: str) -> HttpResponse:
-        course = get_object_or_404(Course, slug=slug)
+        course = get_object_or_404(Course.objects.using(DEFAULT_DB_ALIAS), slug=slug)
         if request.method == "POST":
             if not request.user.is_authenticated:
                 return redirect_to_login(course.get_absolute_url())

@@ -100,6 +100,8 @@ CACHALOT_ONLY_CACHABLE_TABLES = frozenset(
         "django_content_type",
     }
 )
+# Only writes to the same database invalidate an entry, and nobody writes to a replica.
+CACHALOT_DATABASES = ["default"]
 CACHALOT_TIMEOUT = 60  # seconds; limits how long a lost invalidation can matter
 CACHALOT_FINAL_SQL_CHECK = True
 # W001 reports unsupported cache backends. FailOpenRedisCache is a subclass of a supported one.

@@ -14,7 +14,7 @@ from django.contrib.admin.actions import delete_selected
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.views.main import ORDER_VAR, PAGE_VAR, ChangeList
 from django.core.paginator import InvalidPage, Page, Paginator
-from django.db import IntegrityError, OperationalError
+from django.db import DEFAULT_DB_ALIAS, IntegrityError, OperationalError
 from django.db.models import Exists, Model, OuterRef, ProtectedError, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils.functional import cached_property
@@ -127,6 +127,11 @@ class BoundedAdmin(admin.ModelAdmin):
     class Media:
         css = {"all": ["courses/admin.css"]}
 
+    def get_queryset(self, request: HttpRequest) -> QuerySet:
+        queryset = super().get_queryset(request)
+        # Forms and actions decide on the primary. Pages may come from a replica.
+        return queryset.using(DEFAULT_DB_ALIAS) if request.method == "POST" else queryset
+
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return BoundedChangeList
 
@@ -235,7 +240,8 @@ class ProtectedDeleteAdmin(RetryingAdmin):
             **{relation.field.name: OuterRef("pk")}
         )
         # MariaDB would turn a filter by this subquery into a join that reads all rows.
-        objects = self.model._default_manager.annotate(is_protected=Exists(rows.order_by()))
+        objects = self.model._default_manager.using(DEFAULT_DB_ALIAS)
+        objects = objects.annotate(is_protected=Exists(rows.order_by()))
         protected = [
             f"{relation.related_model._meta.verbose_name_plural} of {obj}"
             for obj in objects.filter(pk__in=[obj.pk for obj in objs]).order_by("pk")

@@ -4,6 +4,7 @@ from typing import Any
 
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
+from django.db import DEFAULT_DB_ALIAS
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
@@ -52,7 +53,7 @@ class CountRunAdmin(ReadOnlyAdmin):
             "status": count_status(),
             "days": days,
             "maximum": max(max(day.drifted or 0, day.corrected) for day in days),
-            "runs": CountRun.objects.order_by("-pk")[:MAX_LISTED_RUNS],
+            "runs": CountRun.objects.using(DEFAULT_DB_ALIAS).order_by("-pk")[:MAX_LISTED_RUNS],
             "check_seconds": int(CHECK_TIME_LIMIT),
             "can_change_courses": request.user.has_perm("courses.change_course"),
             "can_view_runs": self.has_view_permission(request),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.db import Error
+from django.db import DEFAULT_DB_ALIAS, Error
 from django.db.models import QuerySet
 from django.template.defaultfilters import pluralize
 from django.utils import timezone
@@ -101,7 +101,11 @@ def timed_check(*, actor: str, seconds: float = CHECK_TIME_LIMIT) -> TimedCheckR
     """
     now = timezone.now()
     recently = (now - timedelta(seconds=CHECK_TIME_LIMIT), now)
-    if CountRun.objects.filter(finished_at=None, started_at__range=recently).exists():
+    if (
+        CountRun.objects.using(DEFAULT_DB_ALIAS)
+        .filter(finished_at=None, started_at__range=recently)
+        .exists()
+    ):
         raise CheckInProgress
     deadline = time.monotonic() + seconds
     courses_checked, last_id, is_complete = 0, None, True
@@ -190,7 +194,7 @@ def _save(run: CountRun, batch: Batch | None) -> None:
 
 def _unresolved(batch: Batch) -> QuerySet[CountDiscrepancy]:
     """Return the unresolved discrepancies of a batch, and perhaps of courses between its keys."""
-    return CountDiscrepancy.objects.filter(
+    return CountDiscrepancy.objects.using(DEFAULT_DB_ALIAS).filter(
         resolved_at=None, course__gte=batch.course_ids[0], course__lte=batch.course_ids[-1]
     )
 
@@ -247,8 +251,12 @@ def _update_discrepancies(run: CountRun, batch: Batch) -> None:
 
 def _resolved_since(batch: Batch) -> QuerySet:
     """Return the keys of courses in the batch that another run corrected after it was read."""
-    return CountDiscrepancy.objects.filter(
-        resolved_at__gte=batch.read_at,
-        course__gte=batch.course_ids[0],
-        course__lte=batch.course_ids[-1],
-    ).values_list("course", flat=True)
+    return (
+        CountDiscrepancy.objects.using(DEFAULT_DB_ALIAS)
+        .filter(
+            resolved_at__gte=batch.read_at,
+            course__gte=batch.course_ids[0],
+            course__lte=batch.course_ids[-1],
+        )
+        .values_list("course", flat=True)
+    )

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from django.db import DEFAULT_DB_ALIAS
 from django.utils import timezone
 
 from courses.managers import CourseQuerySet, true_count
@@ -106,6 +107,8 @@ def _read_batches(courses: CourseQuerySet | None, batch_size: int, pause: float)
         raise ValueError(f"The batch size must be at least 1, not {batch_size}.")
     # distinct(): joins in the caller's queryset would yield a course once per joined row.
     courses = Course.objects.all() if courses is None else courses.distinct()
+    # A replica lags behind, whatever the router or the caller's queryset says.
+    courses = courses.using(DEFAULT_DB_ALIAS)
     # On MariaDB, a subquery per course is as fast as one grouped scan, and a third faster than
     # a join with one.
     columns = ("pk", "title", "total_enrollments", "true_count")

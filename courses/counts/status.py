@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
+from django.db import DEFAULT_DB_ALIAS
 from django.db.models import Count, Max, Sum
 from django.db.models.functions import Abs, TruncDate
 from django.utils import timezone
@@ -41,12 +42,13 @@ class CountStatus:
 
 
 def count_status() -> CountStatus:
-    open_discrepancies = CountDiscrepancy.objects.open()
+    open_discrepancies = CountDiscrepancy.objects.using(DEFAULT_DB_ALIAS).open()
     totals = open_discrepancies.aggregate(
         drifted=Count("pk"), absolute_drift=Sum(Abs("drift"), default=0)
     )
     largest = open_discrepancies.order_by(Abs("drift").desc(), "pk")[:MAX_LISTED_DISCREPANCIES]
-    last_full_run = CountRun.objects.filter(is_full=True).order_by("-pk").first()
+    runs = CountRun.objects.using(DEFAULT_DB_ALIAS)
+    last_full_run = runs.filter(is_full=True).order_by("-pk").first()
     return CountStatus(last_full_run, **totals, largest=list(largest))
 
 
@@ -60,9 +62,10 @@ class ChartDay:
 def chart_days() -> list[ChartDay]:
     """Return the numbers of drifted and corrected courses of the last CHART_DAYS days."""
     today = timezone.now().astimezone(UTC).date()
-    runs = CountRun.objects.filter(started_at__gte=timezone.now() - timedelta(days=CHART_DAYS))
+    runs = CountRun.objects.using(DEFAULT_DB_ALIAS)
     rows = (
-        runs.order_by()
+        runs.filter(started_at__gte=timezone.now() - timedelta(days=CHART_DAYS))
+        .order_by()
         .values_list(TruncDate("started_at", tzinfo=UTC))
         .annotate(Max("drifted"), Sum("corrected"))
     )

@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import Any, TextIO
 
 from django.contrib.auth import get_user_model
+from django.db import DEFAULT_DB_ALIAS
 from django.db.models import QuerySet
 
 from courses.models import Course
@@ -61,7 +62,7 @@ def _batches(
     queryset: QuerySet, fields: list[str], on_progress: Callable[[int], object]
 ) -> Iterator[list[tuple[Any, ...]]]:
     """Yield values in the order of the primary key, which must be the first field."""
-    ordered = queryset.order_by("pk").values_list(*fields)
+    ordered = queryset.using(DEFAULT_DB_ALIAS).order_by("pk").values_list(*fields)
     batch = list(ordered[:BATCH_SIZE])
     while batch:
         yield batch
@@ -71,11 +72,12 @@ def _batches(
 
 def _records(batch: list[tuple[Any, ...]]) -> Iterator[EnrollmentRecord]:
     # A join would make MariaDB start from all users, and sort all rows for each batch.
-    courses = Course.objects.only("slug", "title").in_bulk({row[1] for row in batch})
-    users = get_user_model()._default_manager.only("username")
-    students = users.in_bulk({row[2] for row in batch})
+    courses = Course.objects.using(DEFAULT_DB_ALIAS).only("slug", "title")
+    users = get_user_model()._default_manager.using(DEFAULT_DB_ALIAS).only("username")
+    courses_by_key = courses.in_bulk({row[1] for row in batch})
+    students_by_key = users.in_bulk({row[2] for row in batch})
     for key, course_key, student_key, status, enrollment_date, withdrawal_date in batch:
-        course, student = courses.get(course_key), students.get(student_key)
+        course, student = courses_by_key.get(course_key), students_by_key.get(student_key)
         # Either may have been deleted, with the enrollment, after the batch was read.
         if course and student:
             yield EnrollmentRecord(

@@ -9,7 +9,7 @@ from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.contrib.auth.hashers import make_password
-from django.db import transaction
+from django.db import DEFAULT_DB_ALIAS, transaction
 
 from courses.models import Course
 from courses.transactions import retry_transaction
@@ -176,7 +176,7 @@ def _get_or_create_course(row: ParsedRow, options: _Options) -> tuple[Course, bo
     """Return the course of a row and whether it is new. Raises ValueError with the reason."""
     course_id, slug = row.record.course_id, row.slug
     # MariaDB's comparison ignores case and accents. Existing slugs may contain capital letters.
-    similar = list(Course.objects.filter(slug__in={slug, course_id}))
+    similar = list(Course.objects.using(DEFAULT_DB_ALIAS).filter(slug__in={slug, course_id}))
     for course in sorted(similar, key=lambda course: course.slug != slug):
         if course.slug.lower() == slug:
             return course, False
@@ -214,9 +214,10 @@ def _get_or_create_students(
 
 def _user_keys(usernames: Iterable[str]) -> dict[str, Any]:
     wanted = set(usernames)
-    users = get_user_model()._default_manager.filter(username__in=wanted)
+    users = get_user_model()._default_manager.using(DEFAULT_DB_ALIAS)
     # MariaDB also finds names that differ in case or accents.
-    return {name: key for name, key in users.values_list("username", "pk") if name in wanted}
+    found = users.filter(username__in=wanted).values_list("username", "pk")
+    return {name: key for name, key in found if name in wanted}
 
 
 def _rejection_reason(

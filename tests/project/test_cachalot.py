@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from cachalot.settings import cachalot_settings
 from django.apps import apps
 from django.conf import settings
 from django.core.cache import cache
@@ -14,6 +15,7 @@ from django.test.utils import CaptureQueriesContext
 from courses.models import Course, Subject
 from enrollments.models import Enrollment
 from enrollments.services import enroll, unenroll
+from tests.support.replicas import REPLICA, stale_replica
 from tests.support.threads import ConcurrentThread
 
 pytestmark = [pytest.mark.mariadb, pytest.mark.django_db(transaction=True)]
@@ -52,6 +54,18 @@ def test_only_listed_tables_are_cached_and_with_a_timeout() -> None:
     assert allowed <= {model._meta.db_table for model in apps.get_models(include_auto_created=True)}
     assert 0 < settings.CACHALOT_TIMEOUT <= 300
     assert settings.CACHALOT_FINAL_SQL_CHECK
+
+
+def test_rows_of_a_replica_are_not_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    with stale_replica():
+        with monkeypatch.context() as patch:
+            patch.setitem(settings.DATABASES, REPLICA, settings.DATABASES["default"])
+            cachalot_settings.load()
+        with CaptureQueriesContext(connections[REPLICA]) as queries:
+            for _ in range(2):
+                assert not Subject.objects.exists()
+    cachalot_settings.load()
+    assert len(queries) == 2
 
 
 def test_subjects_are_cached_until_one_is_saved() -> None:

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from django.core.management.base import CommandParser
+from django.db import DEFAULT_DB_ALIAS
 from django.template.defaultfilters import pluralize
 
 from courses.counts.audit import run_audit
@@ -69,7 +70,7 @@ class Command(AppCommand):
         **options: Any,
     ) -> None:
         courses = self._select_courses(course_ids)
-        total = Course.objects.count() if courses is None else courses.count()
+        total = (Course.objects.using(DEFAULT_DB_ALIAS) if courses is None else courses).count()
         drifted = courses_checked = 0
         with self.progress(total=total, unit="course") as bar:
 
@@ -103,13 +104,14 @@ class Command(AppCommand):
         """Return the requested courses, or None for all courses."""
         if course_ids is None:
             return None
-        if unknown := sorted(set(course_ids) - Course.objects.in_bulk(course_ids).keys()):
+        courses = Course.objects.using(DEFAULT_DB_ALIAS)
+        if unknown := sorted(set(course_ids) - courses.in_bulk(course_ids).keys()):
             raise self.usage_error(
                 f"Course{pluralize(unknown)} {', '.join(map(str, unknown))} "
                 f"{pluralize(unknown, 'does,do')} not exist. "
                 "List all courses with: manage.py export_courses"
             )
-        return Course.objects.filter(pk__in=course_ids)
+        return courses.filter(pk__in=course_ids)
 
     def _summary(self, courses_checked: int, drifted: int, *, check: bool) -> str:
         checked = f"{courses_checked} course{pluralize(courses_checked)} checked"

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 from django.core.management.base import CommandParser
+from django.db import DEFAULT_DB_ALIAS
 from django.db.models import Sum
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -51,7 +52,8 @@ def _read_counts() -> str:
     status = count_status()
     # An age would stop growing if this command no longer ran.
     checked_at = status.checked_at.timestamp() if status.checked_at else 0
-    enrollments = Course.objects.aggregate(sum=Sum("total_enrollments", default=0))["sum"]
+    courses = Course.objects.using(DEFAULT_DB_ALIAS)
+    enrollments = courses.aggregate(sum=Sum("total_enrollments", default=0))["sum"]
     return (
         _gauge("drifted", "Courses known to have drifted.", status.drifted)
         + _gauge("absolute_drift", "Sum of their drifts without the signs.", status.absolute_drift)

@@ -2,6 +2,7 @@ from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.core.management.base import CommandParser
+from django.db import DEFAULT_DB_ALIAS
 from django.template.defaultfilters import pluralize
 
 from courses.management.base import AppCommand
@@ -19,7 +20,8 @@ class Command(AppCommand):
         parser.add_argument("username", metavar="USERNAME", help="in the exact spelling")
 
     def handle(self, *, username: str, verbosity: int, **options: Any) -> None:
-        user = get_user_model()._default_manager.filter(username=username).first()
+        users = get_user_model()._default_manager.using(DEFAULT_DB_ALIAS)
+        user = users.filter(username=username).first()
         # MariaDB finds "anna" for "ANNA", too.
         if user is None or user.get_username() != username:
             raise self.usage_error(f"User {username!r} does not exist. Nothing was erased.")

@@ -2,6 +2,7 @@ from pathlib import Path
 from typing import Any
 
 from django.core.management.base import CommandParser
+from django.db import DEFAULT_DB_ALIAS
 
 from courses.management.base import AppCommand
 from courses.models import Course
@@ -15,7 +16,7 @@ class Command(AppCommand):
         self.add_output_argument(parser)
 
     def handle(self, *, output: Path | None, **options: Any) -> None:
-        total = Course.objects.count()
+        total = Course.objects.using(DEFAULT_DB_ALIAS).count()
         with (
             self.output(output) as file,
             self.progress(total=total, unit="course", disable=file.isatty()) as bar,

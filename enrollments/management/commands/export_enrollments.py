@@ -2,6 +2,7 @@ from pathlib import Path
 from typing import Any
 
 from django.core.management.base import CommandParser
+from django.db import DEFAULT_DB_ALIAS
 
 from courses.management.base import AppCommand
 from enrollments.exchange import FORMATS
@@ -22,7 +23,7 @@ class Command(AppCommand):
         self.add_output_argument(parser)
 
     def handle(self, *, format: str, output: Path | None, **options: Any) -> None:
-        total = Enrollment.objects.count()
+        total = Enrollment.objects.using(DEFAULT_DB_ALIAS).count()
         try:
             with (
                 self.output(output) as file,

@@ -4,7 +4,7 @@ from typing import Any
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.management.base import CommandParser
-from django.db import transaction
+from django.db import DEFAULT_DB_ALIAS, transaction
 from django.utils.text import slugify
 
 from courses.management.base import AppCommand, positive_int
@@ -53,7 +53,7 @@ class Command(AppCommand):
             raise self.usage_error(
                 "Demo data includes an account with a well-known password. Set DEBUG=1 to load it."
             )
-        if Course.objects.exists():
+        if Course.objects.using(DEFAULT_DB_ALIAS).exists():
             return
         rng = random.Random(1)  # the same data every time
         student_ids = _create_users(
@@ -67,7 +67,7 @@ class Command(AppCommand):
                 _enroll_applicants(rng, course, applicants)
                 bar.update()
         self.stdout.write(f"Demo data: {len(courses)} courses, {students} students.")
-        if not User.objects.filter(username=ADMIN_NAME).exists():
+        if not User.objects.using(DEFAULT_DB_ALIAS).filter(username=ADMIN_NAME).exists():
             User.objects.create_superuser(username=ADMIN_NAME, password=ADMIN_PASSWORD)
             self.stdout.write(
                 f"Sign in to /admin/ as {ADMIN_NAME} with the password {ADMIN_PASSWORD}."
@@ -80,7 +80,8 @@ def _create_users(users: list[Any]) -> list[Any]:
         user.set_unusable_password()
     User.objects.bulk_create(users, batch_size=1_000, ignore_conflicts=True)
     names = [user.username for user in users]
-    by_name = User.objects.only("username").in_bulk(names, field_name="username")
+    saved = User.objects.using(DEFAULT_DB_ALIAS).only("username")
+    by_name = saved.in_bulk(names, field_name="username")
     return [by_name[name].pk for name in names]
 
 
@@ -111,7 +112,8 @@ def _enroll_applicants(rng: random.Random, course: Course, applicants: list[Any]
     leaving = rng.sample(applicants, k=len(applicants) // 8)
     unenroll_many(course=course, students=leaving, origin=ORIGIN)
     enroll_many(course=course, students=rejected, origin=ORIGIN)
-    enrollments = list(Enrollment.objects.filter(course=course).counted().order_by("pk"))
+    counted = Enrollment.objects.using(DEFAULT_DB_ALIAS).filter(course=course).counted()
+    enrollments = list(counted.order_by("pk"))
     for row in rng.sample(enrollments, k=len(enrollments) // 20):
         set_status(
             student=row.student_id,
