@@ -1,13 +1,16 @@
 """The JSON API with which signed-in students enroll and leave."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
+from django.contrib.auth import get_user_model
 from django.db import DEFAULT_DB_ALIAS
-from django.http import HttpRequest
+from django.http import Http404, HttpRequest
 from django.shortcuts import get_object_or_404
 from ninja import Router, Schema, Status
-from ninja.errors import HttpError
+from ninja.errors import AuthenticationError, HttpError
 from ninja.security import SessionAuth
 
 from courses.api import Problem
@@ -52,12 +55,10 @@ ERROR_RESPONSES = {401: Problem, 403: Problem, 404: Problem, 503: Problem}
 )
 def enroll(request: StudentRequest, slug: str) -> Status[dict[str, Any]]:
     course = get_object_or_404(Course.objects.using(DEFAULT_DB_ALIAS), slug=slug)
-    try:
+    with _http_errors():
         enrollment, changed = services.enroll(
             student=request.user, course=course, origin=_origin(request)
         )
-    except services.CourseFull as error:
-        raise HttpError(409, str(error)) from error
     body = {
         "course": course.slug,
         "status": enrollment.status,
@@ -76,11 +77,22 @@ def enroll(request: StudentRequest, slug: str) -> Status[dict[str, Any]]:
 )
 def leave(request: StudentRequest, slug: str) -> Status[None]:
     course = get_object_or_404(Course.objects.using(DEFAULT_DB_ALIAS), slug=slug)
-    try:
+    with _http_errors():
         services.leave(student=request.user, course=course, origin=_origin(request))
-    except services.CourseCompleted as error:
-        raise HttpError(409, str(error)) from error
     return Status(204, None)
+
+
+@contextmanager
+def _http_errors() -> Iterator[None]:
+    """Convert the exceptions of the services to errors of the API."""
+    try:
+        yield
+    except (services.CourseFull, services.CourseCompleted) as error:
+        raise HttpError(409, str(error)) from error
+    except Course.DoesNotExist as error:  # deleted since it was read, as the user may be
+        raise Http404(str(error)) from error
+    except get_user_model().DoesNotExist as error:
+        raise AuthenticationError from error
 
 
 def _origin(request: StudentRequest) -> Origin:

@@ -5,10 +5,11 @@ from functools import wraps
 from typing import Any
 
 from django.contrib import messages
+from django.contrib.auth import get_user_model
 from django.contrib.auth.decorators import login_required
 from django.contrib.auth.views import redirect_to_login
 from django.db import DEFAULT_DB_ALIAS
-from django.http import HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
@@ -34,6 +35,11 @@ def _change_enrollment(
                 change(request, course, request.user)
             except (services.CourseFull, services.CourseCompleted) as error:
                 messages.error(request, str(error))
+            except Course.DoesNotExist as error:
+                # Deleted since it was read above. So may be the user.
+                raise Http404(str(error)) from error
+            except get_user_model().DoesNotExist:
+                return redirect_to_login(course.get_absolute_url())
         return redirect(course)
 
     return view

@@ -13,6 +13,7 @@ from django.contrib import admin, messages
 from django.contrib.admin.actions import delete_selected
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.views.main import ORDER_VAR, PAGE_VAR, ChangeList
+from django.core.exceptions import ObjectDoesNotExist
 from django.core.paginator import InvalidPage, Page, Paginator
 from django.db import DEFAULT_DB_ALIAS, IntegrityError, OperationalError
 from django.db.models import Exists, Model, OuterRef, ProtectedError, QuerySet
@@ -172,7 +173,8 @@ def retry_on_conflict(view: View) -> View:
 
     Decorate the view itself, because Django's admin views begin the transaction. They are not
     idempotent: if the connection is lost during COMMIT, the view is not retried, and a message
-    asks the user to check the result. A message also reports a violated constraint.
+    asks the user to check the result. A message also reports a violated constraint, and an object
+    that was deleted concurrently.
     """
 
     def attempt(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse | None:
@@ -184,7 +186,7 @@ def retry_on_conflict(view: View) -> View:
             return view(request, *args, **kwargs)
         try:
             return retry_transaction(idempotent=False)(attempt)(request, *args, **kwargs)
-        except (ProtectedError, IntegrityError):
+        except (ProtectedError, IntegrityError, ObjectDoesNotExist):
             message = "Nothing was changed, because related rows changed just now. Try again."
         except OperationalError as error:
             if not is_transient(error):

@@ -27,6 +27,7 @@ from enrollments.services import (
 from tests.support.counts import drift_by_title
 from tests.support.locks import locked_past_the_timeout
 from tests.support.pages import column_values, message_texts, sign_in_staff
+from tests.support.threads import run_after_queries
 
 Make = Callable[..., Any]
 LIST = "/admin/enrollments/enrollment/"
@@ -381,3 +382,43 @@ def test_staff_without_permissions_see_no_enrollments(
     assert client.get(change_url(enrollment)).status_code == 403
     assert withdraw_selected(client, [enrollment], post="yes").status_code == 403
     assert Enrollment.objects.get().is_counted
+
+
+# Concurrent deletion --------------------------------------------------------------------------
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    ("read", "change"),
+    [
+        pytest.param(
+            f"LIMIT {MAX_SELECTED + 1}",
+            lambda client, rows: withdraw_selected(client, rows, post="yes"),
+            id="action",
+        ),
+        pytest.param(
+            "FROM enrollments_enrollment",
+            lambda client, rows: client.post(
+                change_url(rows[0]), {"status": "completed"}, follow=True
+            ),
+            id="form",
+            marks=pytest.mark.mariadb,  # SQLite's transaction locks the whole database.
+        ),
+    ],
+)
+def test_a_student_erased_and_deleted_during_the_request_is_reported(
+    staff_client: Client, enrollment: Enrollment, make_students: Make, read: str, change: Make
+) -> None:
+    other, _ = enroll(student=make_students(1)[0], course=enrollment.course)
+
+    def erase() -> None:
+        erase_student(student=enrollment.student)
+        enrollment.student.delete()
+
+    with run_after_queries(read, work=erase):
+        page = change(staff_client, [enrollment, other])
+    assert (
+        "Nothing was changed, because related rows changed just now. Try again."
+        in message_texts(page)
+    )
+    assert Enrollment.objects.get().status == "active"

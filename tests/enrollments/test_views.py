@@ -1,9 +1,12 @@
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
+from django.contrib.sessions.models import Session
 from django.db import connection
+from django.http import HttpResponse
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils.formats import date_format
@@ -13,8 +16,10 @@ from enrollments.models import Enrollment
 from enrollments.services import enroll, set_status, unenroll
 from tests.support.counts import drift_by_title
 from tests.support.pages import displayed_counts, message_texts, visible_text
+from tests.support.threads import run_after_queries
 
 Make = Callable[..., Any]
+LOOKUPS = "FROM courses_course", "FROM auth_user"
 
 
 def post(client: Client, course: Course, action: str) -> str:
@@ -97,6 +102,50 @@ class TestRejectedRequests:
         student_client.post(f"/courses/{course.slug}/{action}/", form)
         row = Enrollment.objects.get(student=other)
         assert (row.status, row.withdrawal_date) == ("active", None)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("action", ["enroll", "leave"])
+class TestDeletedDuringTheRequest:
+    """The service runs after the course and the user were read, and after one was deleted."""
+
+    @pytest.fixture(params=["page", "api"])
+    def send(
+        self, request: pytest.FixtureRequest, student_client: Client, course: Course, action: str
+    ) -> Callable[..., HttpResponse]:
+        if request.param == "page":
+            return partial(student_client.post, f"{course.get_absolute_url()}{action}/")
+        method = {"enroll": student_client.put, "leave": student_client.delete}[action]
+        return partial(method, f"/api/courses/{course.slug}/enrollment")
+
+    def test_deleted_course_is_404(
+        self, send: Callable[..., HttpResponse], course: Course, action: str
+    ) -> None:
+        with run_after_queries(*LOOKUPS, work=course.delete):
+            assert send().status_code == 404
+
+    @pytest.mark.parametrize("with_session", [False, True])
+    def test_deleted_user_must_sign_in(
+        self,
+        send: Callable[..., HttpResponse],
+        student: Any,
+        course: Course,
+        action: str,
+        with_session: bool,
+    ) -> None:
+        def delete() -> None:
+            student.delete()
+            if with_session:
+                Session.objects.all().delete()
+
+        with run_after_queries(*LOOKUPS, work=delete):
+            response = send()
+        if response.status_code == 302:
+            assert response.url == f"/accounts/sign-in/?next={course.get_absolute_url()}"
+        else:
+            assert (response.status_code, response.json()) == (401, {"detail": "Unauthorized"})
+        assert send().status_code in (302, 401)
+        assert drift_by_title() == {}
 
 
 def test_course_page_shows_the_students_status(

@@ -1,8 +1,10 @@
 """Other database connections that act at a chosen moment, to force a race condition."""
 
+import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from django.db import connection, connections
@@ -59,6 +61,28 @@ def run_concurrently(work: Callable[[], Any]) -> None:
         work()
     else:
         ConcurrentThread(work).start_and_finish()
+
+
+@contextmanager
+def run_after_queries(*fragments: str, work: Callable[[], Any]) -> Iterator[None]:
+    """Run `work` as another visitor would, after a query with each of these fragments.
+
+    Quotes around names do not matter.
+    """
+    remaining = set(fragments)
+
+    def execute_and_run(execute: Callable[..., Any], sql: str, *arguments: Any) -> Any:
+        result = execute(sql, *arguments)
+        plain_sql = re.sub(r"[`\"]", "", sql)
+        if found := {fragment for fragment in remaining if fragment in plain_sql}:
+            remaining.difference_update(found)
+            if not remaining:
+                ConcurrentThread(work).start_and_finish()
+        return result
+
+    with connection.execute_wrapper(execute_and_run):
+        yield
+    assert not remaining, f"no query with {remaining} was executed"
 
 
 def wait_for_lock_waits(number: int, *, on_poll: Callable[[], None] = lambda: None) -> None:
