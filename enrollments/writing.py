@@ -298,8 +298,10 @@ def _lock_course(course_id: Any) -> Course:
 def _lock_courses(course_ids: Iterable[Any]) -> dict[Any, Course]:
     """Lock courses in the order of their keys, and return them by key."""
     ids = set(course_ids)
-    locked = Course.objects.filter(pk__in=ids).order_by("pk").select_for_update()
-    courses = {course.pk: course for course in locked}
+    courses: dict[Any, Course] = {}
+    for chunk in rows.chunks(sorted(ids)):
+        locked = Course.objects.filter(pk__in=chunk).order_by("pk").select_for_update()
+        courses |= {course.pk: course for course in locked}
     if missing := ids - courses.keys():
         raise Course.DoesNotExist(f"Course {rows.format_keys(missing)} does not exist.")
     return courses

@@ -16,6 +16,7 @@ from django.forms import modelform_factory
 from courses.counts.drift import find_drift, rebuild
 from courses.models import Course
 from enrollments.models import Enrollment
+from enrollments.rows import raw_queryset
 from enrollments.services import (
     BulkResult,
     CourseFull,
@@ -316,6 +317,19 @@ class TestEraseStudent:
             enroll(student=other_student, course=new_course)
             # finish() fails if the thread waits until this transaction ends.
             assert thread.start_and_finish() == 1
+
+    def test_a_thousand_courses_are_locked_in_the_order_of_their_keys(self, student: User) -> None:
+        Course.objects.bulk_create(Course(title="Many", slug=f"many-{n}") for n in range(6_500))
+        pks = list(Course.objects.order_by("pk").values_list("pk", flat=True))[::5]
+        raw_queryset().bulk_create(Enrollment(student=student, course_id=pk) for pk in pks)
+        Course.objects.filter(pk__in=pks).update(total_enrollments=1)
+        thread = ConcurrentThread(lambda: erase_student(student=student))
+        with transaction.atomic():
+            Course.objects.select_for_update().get(pk=pks[1_000])
+            thread.start_and_wait_until_blocked()
+            free = Course.objects.select_for_update(skip_locked=True).in_bulk()
+            assert [pk for pk in pks if pk not in free] == pks[:1_000]
+        assert thread.finish() == 1_300
 
     @pytest.mark.parametrize("position", range(3, 8), ids="before statement {}".format)
     def test_an_enrollment_between_two_statements_keeps_row_and_event_together(
