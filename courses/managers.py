@@ -6,7 +6,7 @@ from typing import Any, Self
 from django.apps import apps
 from django.core.exceptions import FieldError
 from django.db import models
-from django.db.models import BigIntegerField, F, Func, OuterRef, Subquery
+from django.db.models import BigIntegerField, F, FloatField, Func, OuterRef, Subquery, Sum
 from django.db.models.expressions import CombinedExpression
 from django.db.models.functions import Cast
 
@@ -63,6 +63,11 @@ def true_count() -> Subquery:
     count = Func(F("pk"), function="COUNT", output_field=BigIntegerField())
     counted = enrollment._default_manager.counted().filter(course=OuterRef("pk")).order_by()
     return Subquery(counted.annotate(n=count).values("n"), output_field=BigIntegerField())
+
+
+def total(expression: Any) -> Sum:
+    """Return the sum of integers, as a float, because SQLite cannot add integers beyond 64 bits."""
+    return Sum(Cast(expression, FloatField()), default=0.0)
 
 
 def drift(true: Any = None) -> CombinedExpression:

@@ -42,7 +42,7 @@ def run_audit(
     kind: CountRun.Kind,
     actor: str,
     log_drift: bool = True,
-    create_immediately: bool = False,
+    exclusive: bool = False,
     courses: CourseQuerySet | None = None,
     on_batch: Callable[[Batch], object] | None = None,
     **options: Any,
@@ -54,16 +54,16 @@ def run_audit(
     loses the records of at most one batch or transaction, but no correction.
 
     A run that found drift logs one error, unless `log_drift` is False because the caller
-    reports the drift itself. `create_immediately` records the run before it has read anything,
-    so that others can see it running.
+    reports the drift itself. `exclusive` records the run before it has read anything, and raises
+    CheckInProgress if another run started within CHECK_TIME_LIMIT and is unfinished.
     """
     max_length = CountRun._meta.get_field("actor").max_length
     # A line break in a user name would start a new line in the log.
     actor = " ".join(actor.split())[:max_length]
     run = CountRun(kind=kind, actor=actor, started_at=timezone.now())
     recorder = _Recorder(run)
-    if create_immediately:
-        recorder.save()
+    if exclusive:
+        recorder.save(exclusive=True)
 
     def record_and_report(batch: Batch) -> None:
         recorder.save_batch(batch)
@@ -99,14 +99,6 @@ def timed_check(*, actor: str, seconds: float = CHECK_TIME_LIMIT) -> TimedCheckR
     within the last CHECK_TIME_LIMIT seconds and is unfinished, so that repeated requests do not
     occupy all threads of the site.
     """
-    now = timezone.now()
-    recently = (now - timedelta(seconds=CHECK_TIME_LIMIT), now)
-    if (
-        CountRun.objects.using(DEFAULT_DB_ALIAS)
-        .filter(finished_at=None, started_at__range=recently)
-        .exists()
-    ):
-        raise CheckInProgress
     deadline = time.monotonic() + seconds
     courses_checked, last_id, is_complete = 0, None, True
 
@@ -121,7 +113,7 @@ def timed_check(*, actor: str, seconds: float = CHECK_TIME_LIMIT) -> TimedCheckR
     drifted_courses = run_audit(
         kind=CountRun.Kind.CHECK,
         actor=actor,
-        create_immediately=True,
+        exclusive=True,
         batch_size=CHECK_BATCH_SIZE,
         on_batch=stop_at_deadline,
     )
@@ -169,12 +161,12 @@ class _Recorder:
             self._run.corrected += len(batch.drifted)
         self.save(batch)
 
-    def save(self, batch: Batch | None = None) -> None:
+    def save(self, batch: Batch | None = None, *, exclusive: bool = False) -> None:
         if self._has_failed:
             return
         try:
             if not batch or not self._run.pk or batch.drifted or _unresolved(batch).exists():
-                _save(self._run, batch)
+                _save(self._run, batch, exclusive)
         except (Error, OverflowError) as error:  # SQLite stores larger counts than their sum
             self._has_failed = True
             reason = " ".join(str(part) for part in error.args[-1:])
@@ -182,14 +174,25 @@ class _Recorder:
 
 
 @retry_transaction(idempotent=False)
-def _save(run: CountRun, batch: Batch | None) -> None:
+def _save(run: CountRun, batch: Batch | None, exclusive: bool = False) -> None:
     run.save()
+    # A locking read waits for runs that others are inserting. If they wait for this one, too, the
+    # database rolls back one of the transactions, and its retry finds the other run.
+    if exclusive and _unfinished_runs().exclude(pk=run.pk).select_for_update().exists():
+        raise CheckInProgress
     if batch:
         _update_discrepancies(run, batch)
     if run.is_full:
         # A full run has seen every course. The courses of these rows were deleted.
         unseen = CountDiscrepancy.objects.filter(last_seen_at__lt=run.started_at)
         unseen.filter(resolved_at=None).update(resolved_at=run.finished_at)
+
+
+def _unfinished_runs() -> QuerySet[CountRun]:
+    """Return the runs that started within CHECK_TIME_LIMIT, by the clock of any machine."""
+    now, limit = timezone.now(), timedelta(seconds=CHECK_TIME_LIMIT)
+    runs = CountRun.objects.using(DEFAULT_DB_ALIAS)
+    return runs.filter(finished_at=None, started_at__range=(now - limit, now + limit))
 
 
 def _unresolved(batch: Batch) -> QuerySet[CountDiscrepancy]:
@@ -229,7 +232,9 @@ def _update_discrepancies(run: CountRun, batch: Batch) -> None:
         else:
             # The course is correct, or this is its second row.
             resolved.append(row.pk)
-    if not run.is_rebuild:
+    if drifted and not run.is_rebuild:
+        if _newer_full_runs(batch).exists():
+            drifted.clear()
         for course_id in _resolved_since(batch):
             drifted.pop(course_id, None)
     # The range of the batch bounds the rows that MariaDB reads for a long IN list.
@@ -249,14 +254,17 @@ def _update_discrepancies(run: CountRun, batch: Batch) -> None:
     )
 
 
+def _newer_full_runs(batch: Batch) -> QuerySet[CountRun]:
+    """Return the runs that have read all courses after the batch was read."""
+    runs = CountRun.objects.using(DEFAULT_DB_ALIAS)
+    return runs.filter(is_full=True, started_at__gte=batch.read_at)
+
+
 def _resolved_since(batch: Batch) -> QuerySet:
     """Return the keys of courses in the batch that another run corrected after it was read."""
-    return (
-        CountDiscrepancy.objects.using(DEFAULT_DB_ALIAS)
-        .filter(
-            resolved_at__gte=batch.read_at,
-            course__gte=batch.course_ids[0],
-            course__lte=batch.course_ids[-1],
-        )
-        .values_list("course", flat=True)
+    resolved = CountDiscrepancy.objects.using(DEFAULT_DB_ALIAS).filter(
+        resolved_at__gte=batch.read_at,
+        course__gte=batch.course_ids[0],
+        course__lte=batch.course_ids[-1],
     )
+    return resolved.values_list("course", flat=True)

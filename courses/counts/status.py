@@ -12,6 +12,7 @@ from django.db.models import Count, Max, Sum
 from django.db.models.functions import Abs, TruncDate
 from django.utils import timezone
 
+from courses.managers import total
 from courses.models import CountDiscrepancy, CountRun
 
 MAX_LISTED_DISCREPANCIES = 20
@@ -43,13 +44,11 @@ class CountStatus:
 
 def count_status() -> CountStatus:
     open_discrepancies = CountDiscrepancy.objects.using(DEFAULT_DB_ALIAS).open()
-    totals = open_discrepancies.aggregate(
-        drifted=Count("pk"), absolute_drift=Sum(Abs("drift"), default=0)
-    )
+    totals = open_discrepancies.aggregate(drifted=Count("pk"), error=total(Abs("drift")))
     largest = open_discrepancies.order_by(Abs("drift").desc(), "pk")[:MAX_LISTED_DISCREPANCIES]
     runs = CountRun.objects.using(DEFAULT_DB_ALIAS)
     last_full_run = runs.filter(is_full=True).order_by("-pk").first()
-    return CountStatus(last_full_run, **totals, largest=list(largest))
+    return CountStatus(last_full_run, totals["drifted"], int(totals["error"]), list(largest))
 
 
 @dataclass(frozen=True, slots=True)

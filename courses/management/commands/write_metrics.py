@@ -4,12 +4,12 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 from django.db import DEFAULT_DB_ALIAS
-from django.db.models import Sum
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from courses.counts.status import count_status
 from courses.management.base import AppCommand
+from courses.managers import total
 from courses.models import Course
 
 
@@ -53,7 +53,7 @@ def _read_counts() -> str:
     # An age would stop growing if this command no longer ran.
     checked_at = status.checked_at.timestamp() if status.checked_at else 0
     courses = Course.objects.using(DEFAULT_DB_ALIAS)
-    enrollments = courses.aggregate(sum=Sum("total_enrollments", default=0))["sum"]
+    enrollments = int(courses.aggregate(sum=total("total_enrollments"))["sum"])
     return (
         _gauge("drifted", "Courses known to have drifted.", status.drifted)
         + _gauge("absolute_drift", "Sum of their drifts without the signs.", status.absolute_drift)

@@ -1,4 +1,5 @@
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -361,6 +362,17 @@ class TestConcurrentRuns:
         list(slow_check)
         assert open_drift() == {}
 
+    def test_a_course_found_correct_by_a_newer_full_check_is_not_opened(
+        self, courses: list[Course]
+    ) -> None:
+        add_drift(courses[0])
+        slow_check = run_audit(kind=CHECK, actor="the tests")
+        next(slow_check)
+        add_drift(courses[0], by=-1)
+        run_recorded(CHECK)
+        list(slow_check)
+        assert open_drift() == {}
+
     def test_a_correction_recorded_after_a_check_that_was_read_before_it_resolves(
         self, courses: list[Course]
     ) -> None:
@@ -574,6 +586,32 @@ class TestTimedCheck:
         with connection.execute_wrapper(try_to_check):
             assert timed_check(actor="the tests").is_complete
         assert (len(attempts), CountRun.objects.count()) == (1, 1)
+
+    @pytest.mark.django_db(transaction=True)
+    def test_of_simultaneous_checks_exactly_one_runs(self, courses: list[Course]) -> None:
+        number = 6
+        barrier = threading.Barrier(number, timeout=20)
+
+        def wait_while_counting(execute: Callable[..., Any], sql: str, *arguments: Any) -> Any:
+            if "true_count" in sql:
+                barrier.wait()
+            return execute(sql, *arguments)
+
+        def check() -> bool:
+            with connection.execute_wrapper(wait_while_counting):
+                barrier.wait()
+                try:
+                    return timed_check(actor="the tests").is_complete
+                except CheckInProgress:
+                    # The check that runs continues when all others have ended.
+                    barrier.wait()
+                    return False
+
+        threads = [ConcurrentThread(check) for _ in range(number)]
+        for thread in threads:
+            thread.start()
+        assert [thread.finish() for thread in threads].count(True) == 1
+        assert CountRun.objects.count() == 1
 
 
 class TestPrune:

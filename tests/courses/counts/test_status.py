@@ -58,6 +58,12 @@ class TestCountStatus:
         CountDiscrepancy.objects.filter(course=courses[0]).update(drift=-5)
         assert drifted() == (2, 8, [courses[0], courses[1]])
 
+    def test_drifts_may_have_a_sum_beyond_64_bits(self, courses: list[Course]) -> None:
+        add_drift(*courses[:2])
+        run_recorded(CHECK)
+        CountDiscrepancy.objects.update(drift=2**63 - 1)
+        assert drifted() == (2, 2**64, courses[:2])
+
     def test_at_most_max_listed_discrepancies_are_listed(
         self, courses: list[Course], monkeypatch: pytest.MonkeyPatch
     ) -> None:

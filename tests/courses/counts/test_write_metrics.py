@@ -55,6 +55,17 @@ def test_the_file_reports_the_result_of_the_last_check(
     assert [path.name for path in tmp_path.iterdir()] == ["courses.prom"]
 
 
+@pytest.mark.sqlite
+def test_counts_may_have_a_sum_beyond_64_bits(make_course: Make, tmp_path: Path) -> None:
+    courses = [make_course() for _ in range(2)]
+    Course.objects.update(total_enrollments=2**63 - 1)
+    run_recorded(CHECK, courses[0])
+    run_recorded(CHECK, courses[1])
+    call_command("write_metrics", output=tmp_path / "courses.prom")
+    metrics = parse_metrics((tmp_path / "courses.prom").read_text())
+    assert metrics["courses_absolute_drift"] == metrics["courses_enrollments"] == 2**64
+
+
 def test_the_counters_of_all_processes_are_added_up(
     db: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
