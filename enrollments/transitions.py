@@ -5,8 +5,8 @@ values (None: leave the row unchanged). Transitions read and write nothing.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from django.db.models import Model
@@ -96,6 +96,11 @@ def register(registration: Registration, now: datetime) -> Transition:
     Raises ValueError if the status is unknown, or if status and dates contradict each other.
     """
     _validate_registration(registration)
+    registration = replace(
+        registration,
+        enrollment_date=_in_utc(registration.enrollment_date),
+        withdrawal_date=_in_utc(registration.withdrawal_date),
+    )
     if registration.overwrite_dates:
         assert registration.enrollment_date is not None  # validated above
         values = RowValues(
@@ -111,6 +116,11 @@ def register(registration: Registration, now: datetime) -> Transition:
 
 def _withdrawn(row: RowValues, now: datetime) -> RowValues:
     return RowValues(Status.WITHDRAWN, row.enrollment_date, now)
+
+
+def _in_utc(moment: datetime | None) -> datetime | None:
+    # Within one time zone, Python takes the two hours at the end of summer time for equal.
+    return moment.astimezone(UTC) if moment and moment.tzinfo else moment
 
 
 def _fill_dates(registration: Registration, row: RowValues | None, now: datetime) -> RowValues:

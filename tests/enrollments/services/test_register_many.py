@@ -1,4 +1,5 @@
 from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import pytest
 from django.contrib.auth.models import User
@@ -64,6 +65,21 @@ class TestOverwriteDates:
             ("active", FIRST_DAY, None),
             ("withdrawn", FIRST_DAY, LATER),
         ]
+
+    def test_the_repeated_hour_at_the_end_of_summer_time_is_two_hours(
+        self, course: Course, make_students: MakeStudents
+    ) -> None:
+        # Python compares two times of one zone without `fold`, and calls them equal.
+        first = datetime(2025, 10, 26, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"))
+        second = first.replace(fold=1)
+        registrations = [
+            Registration(student, date)
+            for student, date in zip(make_students(2), (first, second), strict=True)
+        ]
+        assert register_many(course=course, registrations=registrations).created == 2
+        utc = datetime(2025, 10, 26, 0, 30, tzinfo=UTC)
+        assert [row[1] for row in rows()] == [utc, utc + timedelta(hours=1)]
+        assert register_many(course=course, registrations=registrations) == BulkResult(unchanged=2)
 
     def test_the_last_registration_of_a_student_wins(self, course: Course, student: User) -> None:
         registrations = [
