@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import cycle
@@ -235,6 +235,7 @@ def edit_courses(plan: Plan) -> Report:
 
 
 def check_counts(plan: Plan) -> Report:
+    from django.db import DEFAULT_DB_ALIAS
     from django.db.models import F
 
     from courses.counts.drift import find_drift
@@ -245,7 +246,8 @@ def check_counts(plan: Plan) -> Report:
         report.drifted.append(len(drifted))
         report.outcomes["checks"] += 1
         report.expect(drifted <= set(plan.damaged_courses), f"Courses {drifted} drifted")
-        oversold = Course.objects.filter(total_enrollments__gt=F("capacity"))
+        courses = Course.objects.using(DEFAULT_DB_ALIAS)
+        oversold = courses.filter(total_enrollments__gt=F("capacity"))
         oversold = oversold.exclude(pk__in=plan.damaged_courses)
         report.expect(not oversold.exists(), "A course has more students than seats")
 
@@ -354,14 +356,17 @@ def stress(
     damages_counts: bool = False,
     kill_servers: Callable[[float], None] | None = None,
     has_conflicts: bool = False,
+    has_replica: bool = False,
 ) -> Report:
     """Run the stress test on Django's database; return what happened.
 
-    `kill_servers` is called with the deadline, by time.monotonic(), while the processes run.
+    `kill_servers` is called with the deadline, by time.monotonic(), while the processes run. With
+    `has_replica`, a router sends reads to a copy that is as old as the start.
     """
     from django.db import connection
 
     from tests.support.processes import run_in_processes
+    from tests.support.replicas import stale_replica
     from tests.support.threads import deadlocks
 
     is_mariadb = connection.vendor == "mysql"
@@ -386,8 +391,9 @@ def stress(
     ]
     total = Report()
     meanwhile = partial(kill_servers, plan.deadline) if kill_servers else None
-    for report in run_in_processes(_call, jobs, meanwhile=meanwhile):
-        total.add(report)
+    with stale_replica() if has_replica else nullcontext():
+        for report in run_in_processes(_call, jobs, meanwhile=meanwhile):
+            total.add(report)
     _check_final_state(plan, total)
     # In a cluster conflicts count as deadlocks, and a server that was killed starts at 0 again.
     if is_mariadb and not plan.kills_servers and not plan.has_conflicts:
@@ -468,6 +474,7 @@ def main() -> int:
             damages_counts=options.damage,
             kill_servers=kill_servers,
             has_conflicts=options.cluster,
+            has_replica=options.replica,
         )
     print(report)
     return 1 if report.violations else 0
@@ -484,6 +491,9 @@ def _parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--tls", action="store_true", help="encrypt the connections")
     parser.add_argument("--cluster", action="store_true", help="write to all nodes of a cluster")
+    parser.add_argument(
+        "--replica", action="store_true", help="read from a replica that lags behind"
+    )
     parser.add_argument(
         "--use-database-url",
         action="store_true",

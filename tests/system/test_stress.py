@@ -11,15 +11,16 @@ from tests.system.stress import Report, stress
 
 
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.parametrize("damages_counts", [False, True], ids=["no_damage", "damage"])
-def test_concurrent_services_keep_all_guarantees(damages_counts: bool) -> None:
+@pytest.mark.parametrize("condition", [None, "damages_counts", "has_replica"])
+def test_concurrent_services_keep_all_guarantees(condition: str | None) -> None:
     seconds, writers = (6, 6) if connection.vendor == "mysql" else (4, 3)
-    report = stress(seconds=seconds, writers=writers, seed=1, damages_counts=damages_counts)
+    options = {condition: True} if condition else {}
+    report = stress(seconds=seconds, writers=writers, seed=1, **options)
     assert report.violations == []
     # Every kind of work was done.
     for outcome in ("changes", "rejected", "checks", "rebuilds", "edits"):
         assert report.outcomes[outcome] > 3, report.outcomes
-    assert (report.outcomes["corrected"] > 0) == damages_counts
+    assert (report.outcomes["corrected"] > 0) == (condition == "damages_counts")
 
 
 @pytest.mark.mariadb
