@@ -22,8 +22,9 @@ from enrollments.models import Enrollment
 from enrollments.services import Registration, enroll
 from tests.support.audits import CHECK, add_drift
 from tests.support.counts import drift_by_title
+from tests.support.docs import DOCS, python_blocks
 from tests.support.history import history_mismatches
-from tests.support.pages import displayed_counts, message_texts, run_action
+from tests.support.pages import displayed_counts, message_texts, run_action, visible_text
 from tests.support.replicas import REPLICA, stale_replica
 
 Make = Callable[..., Any]
@@ -253,6 +254,23 @@ class TestPages:
         self, student_client: Client, state: SimpleNamespace
     ) -> None:
         assert displayed_counts(student_client.get(f"/courses/{state.course.slug}/")) == [0]
+
+
+def test_the_documented_router_shows_students_their_own_enrollments(
+    student_client: Client, course: Course
+) -> None:
+    (block,) = python_blocks(DOCS / "configuration.md")
+    names: dict[str, Any] = {"__name__": "site_settings"}
+    exec(block, names)
+    # The settings of the tests have the same dictionary.
+    assert names["DATABASES"].pop(REPLICA)["HOST"] == "replica.example.org"
+    with stale_replica(names["CatalogRouter"]()):
+        page = student_client.post(f"/courses/{course.slug}/enroll/", follow=True)
+        assert displayed_counts(page) == [0]
+        assert "You are enrolled in" in message_texts(page)[0]
+        assert "Enrolled since" in visible_text(page)
+        assert course.title in visible_text(student_client.get("/my-courses/"))
+        assert student_client.get("/").status_code == 200
 
 
 class TestAdmin:

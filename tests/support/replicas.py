@@ -30,15 +30,18 @@ class ReplicaRouter:
 
 
 @contextmanager
-def stale_replica() -> Iterator[None]:
-    """Copy the committed rows, and let all reads of the body that a router decides see the copy."""
+def stale_replica(router: Any = None) -> Iterator[None]:
+    """Copy the committed rows, and let all reads that the router sends to the replica see the copy.
+
+    Without a `router`, these are all reads that do not name a database.
+    """
     with _copied_database() as name:
         # Only this thread and its forks have the connection.
         connections[REPLICA] = replica = connection.copy(alias=REPLICA)
         replica.settings_dict["NAME"] = name
         replica.settings_dict["OPTIONS"]["init_command"] = READ_ONLY[connection.vendor]
         try:
-            with override_settings(DATABASE_ROUTERS=[f"{__name__}.{ReplicaRouter.__name__}"]):
+            with override_settings(DATABASE_ROUTERS=[router or ReplicaRouter()]):
                 yield
         finally:
             replica.close()
