@@ -94,7 +94,7 @@ class TimedCheckResult:
 def timed_check(*, actor: str, seconds: float = CHECK_TIME_LIMIT) -> TimedCheckResult:
     """Check courses in key order until the time limit, and record the run.
 
-    For requests, which cannot wait for a full check. Takes no locks, and exceeds the limit by
+    For requests, which cannot wait for a full check. Locks no courses, and exceeds the limit by
     at most one batch of CHECK_BATCH_SIZE courses. Raises CheckInProgress if another run started
     within the last CHECK_TIME_LIMIT seconds and is unfinished, so that repeated requests do not
     occupy all threads of the site.
@@ -189,7 +189,7 @@ def _save(run: CountRun, batch: Batch | None, exclusive: bool = False) -> None:
 
 
 def _unfinished_runs() -> QuerySet[CountRun]:
-    """Return the runs that started within CHECK_TIME_LIMIT, by the clock of any machine."""
+    """Return the unfinished runs that started within CHECK_TIME_LIMIT, by any machine's clock."""
     now, limit = timezone.now(), timedelta(seconds=CHECK_TIME_LIMIT)
     runs = CountRun.objects.using(DEFAULT_DB_ALIAS)
     return runs.filter(finished_at=None, started_at__range=(now - limit, now + limit))
