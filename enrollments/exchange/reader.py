@@ -136,6 +136,11 @@ class EnrollmentFile:
         while line := self._pushed_back.popleft() if self._pushed_back else self._text.readline():
             self._row_lines.append(line)
             yield line
+            if self._pushed_back:
+                # The row has a quote that is still open. The lines after it were pushed back
+                # because an open quote led to an error there. Reading all of them again for each
+                # such row would take quadratic time.
+                return
 
     def _parse(self, values: list[str]) -> ParsedRow | SkippedRow:
         if len(values) != len(self._columns):

@@ -1,9 +1,16 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from enrollments.exchange.reader import ParsedRow, RejectedRow, SkippedRow, UnreadableFile
+from enrollments.exchange import reader
+from enrollments.exchange.reader import (
+    EnrollmentFile,
+    ParsedRow,
+    RejectedRow,
+    SkippedRow,
+    UnreadableFile,
+)
 from tests.support.exchange import (
     CANVAS_HEADER,
     ONEROSTER_HEADER,
@@ -71,6 +78,38 @@ def test_stray_quote_rejects_its_own_line_only(write_file: WriteFile) -> None:
         (5, "',' expected after '\"'"),
         (6, "u5"),
     ]
+
+
+def test_rows_after_a_stray_quote_are_read_as_if_alone(write_file: WriteFile) -> None:
+    lines = ['C1,"u2', "C1,u3,student,S1,active", 'C1,"u4",student,S1,active', 'x","', 'x","', "y"]
+    rows = describe(read_rows(write_file("\n".join([CANVAS_HEADER, *lines, FIRST_LINE]))))
+    assert rows == [
+        (2, "',' expected after '\"'"),
+        (3, "u3"),
+        (4, "u4"),
+        (5, "unexpected end of data"),
+        (6, "unexpected end of data"),
+        (7, "expected 5 fields, found 1"),
+        (8, "u1"),
+    ]
+
+
+@pytest.mark.parametrize("line", ['a","', '"a', '",a', 'a,"b', 'a"b","', '"a"","', FIRST_LINE])
+def test_reading_takes_linear_time_whatever_quotes_are_open(
+    write_file: WriteFile, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    lines_parsed = 0
+
+    class CountingFile(EnrollmentFile):
+        def _lines(self) -> Iterator[str]:
+            nonlocal lines_parsed
+            for line in super()._lines():
+                lines_parsed += 1
+                yield line
+
+    monkeypatch.setattr(reader, "EnrollmentFile", CountingFile)
+    read_rows(write_file("\n".join([CANVAS_HEADER, 'a,"', *[line] * 1_000])))
+    assert lines_parsed <= 3 * 1_000
 
 
 def test_lines_inside_quotes_are_not_rows(write_file: WriteFile) -> None:
