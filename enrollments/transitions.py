@@ -40,6 +40,9 @@ class Registration:
     With `overwrite_dates` the row gets exactly these dates. Without it, a row that already has
     this status keeps its dates. For any other row, a missing enrollment date is that of a counted
     row, and otherwise the current time; a missing withdrawal date is the current time.
+
+    With `keep_completed`, a completed row stays completed if this registration is active: for
+    systems that do not know which enrollments are completed.
     """
 
     student: Model | int
@@ -47,6 +50,7 @@ class Registration:
     withdrawal_date: datetime | None = None
     status: str = Status.ACTIVE
     overwrite_dates: bool = True
+    keep_completed: bool = False
 
 
 def activate(now: datetime) -> Transition:
@@ -101,17 +105,18 @@ def register(registration: Registration, now: datetime) -> Transition:
         enrollment_date=_in_utc(registration.enrollment_date),
         withdrawal_date=_in_utc(registration.withdrawal_date),
     )
-    if registration.overwrite_dates:
-        assert registration.enrollment_date is not None  # validated above
-        values = RowValues(
-            registration.status, registration.enrollment_date, registration.withdrawal_date
-        )
-        return lambda row: None if row == values else values
-    return lambda row: (
-        None
-        if row is not None and row.status == registration.status
-        else _fill_dates(registration, row, now)
-    )
+
+    def transition(row: RowValues | None) -> RowValues | None:
+        status = _registered_status(registration, row)
+        if registration.overwrite_dates:
+            assert registration.enrollment_date is not None  # validated above
+            values = RowValues(status, registration.enrollment_date, registration.withdrawal_date)
+            return None if row == values else values
+        if row is not None and row.status == status:
+            return None
+        return _fill_dates(registration, row, now)
+
+    return transition
 
 
 def _withdrawn(row: RowValues, now: datetime) -> RowValues:
@@ -121,6 +126,13 @@ def _withdrawn(row: RowValues, now: datetime) -> RowValues:
 def _in_utc(moment: datetime | None) -> datetime | None:
     # Within one time zone, Python takes the two hours at the end of summer time for equal.
     return moment.astimezone(UTC) if moment and moment.tzinfo else moment
+
+
+def _registered_status(registration: Registration, row: RowValues | None) -> str:
+    is_completed = row is not None and row.status == Status.COMPLETED
+    if registration.keep_completed and is_completed and registration.status == Status.ACTIVE:
+        return Status.COMPLETED
+    return registration.status
 
 
 def _fill_dates(registration: Registration, row: RowValues | None, now: datetime) -> RowValues:

@@ -41,6 +41,9 @@ class Format(ABC):
     required_columns: tuple[str, ...]
     # Whether an import also changes the dates of rows whose status is already right.
     overwrite_dates = False
+    # Whether the format has a status for completed enrollments. Without one, an export writes them
+    # as active, and an import of an active row leaves a completed enrollment completed.
+    has_completed_status = True
 
     @abstractmethod
     def parse(self, row: Mapping[str, str]) -> EnrollmentRecord | None:

@@ -45,17 +45,26 @@ def export_courses(*, file: TextIO, on_progress: Callable[[int], object]) -> Non
 
 def export_enrollments(
     *, file: TextIO, format: Format, on_progress: Callable[[int], object]
-) -> None:
-    """Write all enrollments.
+) -> int:
+    """Write all enrollments, and return how many completed ones were written as active.
 
     An import into an empty database then creates the same courses, students, enrollments and
     counts, except for details that the format cannot represent. `on_progress` gets the number
     of rows in each batch. Raises UnsupportedRecord.
     """
+    written_as_active = 0
+
+    def serialize(record: EnrollmentRecord) -> dict[str, Any]:
+        nonlocal written_as_active
+        if record.status == Enrollment.Status.COMPLETED and not format.has_completed_status:
+            written_as_active += 1
+        return _serialize(record, format)
+
     fields = ["pk", "course_id", "student_id", "status", "enrollment_date", "withdrawal_date"]
     batches = _batches(Enrollment.objects.all(), fields, on_progress)
-    rows = (_serialize(record, format) for batch in batches for record in _records(batch))
+    rows = (serialize(record) for batch in batches for record in _records(batch))
     _write(file, format.columns, rows)
+    return written_as_active
 
 
 def _batches(

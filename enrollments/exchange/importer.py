@@ -13,6 +13,7 @@ from django.db import DEFAULT_DB_ALIAS, transaction
 
 from courses.models import Course
 from courses.transactions import retry_transaction
+from enrollments.exchange.base import Format
 from enrollments.exchange.reader import EnrollmentFile, ParsedRow, RejectedRow, SkippedRow
 from enrollments.exchange.staging import StagingTable
 from enrollments.history import Origin, Source
@@ -62,7 +63,7 @@ def import_file(
     `on_progress` the number just imported.
     """
     summary = ImportSummary()
-    options = _Options(Origin(Source.IMPORT, actor), file.format.overwrite_dates, existing_only)
+    options = _Options(Origin(Source.IMPORT, actor), file.format, existing_only)
 
     def reject(row: RejectedRow) -> None:
         summary.rejected += 1
@@ -118,7 +119,7 @@ def _rolled_back() -> Iterator[None]:
 @dataclass(frozen=True, slots=True)
 class _Options:
     origin: Origin
-    overwrite_dates: bool
+    format: Format
     existing_only: bool
 
 
@@ -154,7 +155,8 @@ def _register_chunk(rows: list[ParsedRow], options: _Options) -> _ChunkResult:
                 enrollment_date=row.record.enrollment_date,
                 withdrawal_date=row.record.withdrawal_date,
                 status=row.record.status,
-                overwrite_dates=options.overwrite_dates,
+                overwrite_dates=options.format.overwrite_dates,
+                keep_completed=not options.format.has_completed_status,
             )
             for row in rows
             if row.record.username in students

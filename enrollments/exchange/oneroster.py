@@ -26,6 +26,7 @@ class OneRosterFormat(Format):
         "userSourcedId", "role", "primary", "beginDate", "endDate",
     )  # fmt: skip
     required_columns = ("sourcedId", "classSourcedId", "userSourcedId", "role")
+    has_completed_status = False
 
     def parse(self, row: Mapping[str, str]) -> EnrollmentRecord | None:
         if not row["role"]:

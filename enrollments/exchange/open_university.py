@@ -32,6 +32,7 @@ class OpenUniversityFormat(Format):
     name = "open-university"
     columns = required_columns = tuple(_PATTERNS)
     overwrite_dates = True
+    has_completed_status = False
 
     def parse(self, row: Mapping[str, str]) -> EnrollmentRecord:
         module, presentation, student, registered, unregistered = (

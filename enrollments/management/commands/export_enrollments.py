@@ -3,6 +3,7 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 from django.db import DEFAULT_DB_ALIAS
+from django.template.defaultfilters import pluralize
 
 from courses.management.base import AppCommand
 from enrollments.exchange import FORMATS
@@ -29,8 +30,16 @@ class Command(AppCommand):
                 self.output(output) as file,
                 self.progress(total=total, unit="row", disable=file.isatty()) as bar,
             ):
-                export_enrollments(file=file, format=FORMATS[format], on_progress=bar.update)
+                written_as_active = export_enrollments(
+                    file=file, format=FORMATS[format], on_progress=bar.update
+                )
         except UnsupportedRecord as error:
             raise self.usage_error(
                 f"The {format} format cannot represent {error}. Choose another --format."
             ) from error
+        if written_as_active:
+            self.stderr.write(
+                f"{written_as_active} completed enrollment{pluralize(written_as_active)} "
+                f"{pluralize(written_as_active, 'was,were')} exported as active, because the "
+                f"{format} format has no such status. To keep it, choose --format canvas."
+            )

@@ -1,12 +1,16 @@
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
+from django.db import transaction
 
+from courses.models import Course
 from enrollments.exchange.importer import ImportSummary
 from enrollments.exchange.reader import SkippedRow
 from enrollments.models import Enrollment
+from enrollments.services import enroll, set_status
 from tests.support.counts import drift_by_title
 from tests.support.exchange import (
     ONEROSTER_HEADER,
@@ -15,6 +19,7 @@ from tests.support.exchange import (
     read_rows,
     statuses,
 )
+from tests.support.threads import ConcurrentThread
 
 SHORT_HEADER = "sourcedId,classSourcedId,userSourcedId,role,status,beginDate,endDate"
 
@@ -98,6 +103,37 @@ def test_import_uses_the_last_row_of_a_record(db: None, write_file: WriteFile) -
     dates = dict(Enrollment.objects.values_list("student__username", "enrollment_date"))
     assert dates["u1"] == datetime(2026, 1, 5, tzinfo=UTC)
     assert dates["u3"] == datetime(2026, 3, 1, tzinfo=UTC)
+
+
+def test_import_of_active_rows_keeps_completed_enrollments(
+    make_course: Callable[..., Course], student: Any, write_file: WriteFile
+) -> None:
+    course = make_course(slug="k1")
+    enroll(student=student, course=course)
+    set_status(student=student, course=course, status="completed")
+    active = f"e1,k1,{student.username},student,active,2026-01-05,"
+    assert import_path(write_file(SHORT_HEADER, active))[0].unchanged == 1
+    assert statuses() == {("k1", student.username): "completed"}
+    withdrawn = f"e1,k1,{student.username},student,tobedeleted,,2026-02-01"
+    assert import_path(write_file(SHORT_HEADER, withdrawn))[0].withdrawn == 1
+    assert import_path(write_file(SHORT_HEADER, active))[0].reenrolled == 1
+    assert statuses() == {("k1", student.username): "active"}
+    assert drift_by_title() == {}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_import_keeps_an_enrollment_that_is_completed_while_it_runs(
+    make_course: Callable[..., Course], student: Any, write_file: WriteFile
+) -> None:
+    course = make_course(slug="k1")
+    enroll(student=student, course=course)
+    path = write_file(SHORT_HEADER, f"e1,k1,{student.username},student,active,,")
+    importing = ConcurrentThread(lambda: import_path(path))
+    with transaction.atomic():
+        set_status(student=student, course=course, status="completed")
+        importing.start_and_wait_until_blocked()
+    assert importing.finish()[0].unchanged == 1
+    assert statuses() == {("k1", student.username): "completed"}
 
 
 def test_import_of_a_delta_changes_only_its_enrollments(db: None, write_file: WriteFile) -> None:

@@ -1,4 +1,5 @@
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -88,6 +89,41 @@ class TestOverwriteDates:
         ]
         assert register_many(course=course, registrations=registrations) == BulkResult(created=1)
         assert rows() == [("completed", LATER, None)]
+
+
+class TestKeepCompleted:
+    """keep_completed=True: an active registration leaves a completed row completed."""
+
+    @pytest.mark.parametrize("overwrite_dates", [True, False])
+    def test_only_the_status_of_completed_rows_is_kept(
+        self, course: Course, make_students: MakeStudents, overwrite_dates: bool
+    ) -> None:
+        students = make_students(3)
+        registrations = [
+            Registration(students[0], FIRST_DAY, status="completed"),
+            Registration(students[1], FIRST_DAY, withdrawal_date=LATER, status="withdrawn"),
+        ]
+        register_many(course=course, registrations=registrations)
+
+        def register(**values: Any) -> BulkResult:
+            values = {"overwrite_dates": overwrite_dates, "keep_completed": True} | values
+            registrations = [Registration(student, LATER, **values) for student in students]
+            return register_many(course=course, registrations=registrations)
+
+        dates_changed = int(overwrite_dates)
+        result = register()
+        assert result == BulkResult(
+            created=1, reenrolled=1, updated=dates_changed, unchanged=1 - dates_changed
+        )
+        assert rows() == [
+            ("completed", LATER if overwrite_dates else FIRST_DAY, None),
+            ("active", LATER, None),
+            ("active", LATER, None),
+        ]
+        assert register() == BulkResult(unchanged=3)
+        assert register(status="withdrawn", withdrawal_date=LATER).withdrawn == 3
+        assert register(keep_completed=False, status="completed").reenrolled == 3
+        assert register(keep_completed=False).updated == 3
 
 
 class TestKeepDates:
