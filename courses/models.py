@@ -25,6 +25,15 @@ class Subject(models.Model):
 class Course(models.Model):
     title = models.CharField(max_length=200)
     slug = models.SlugField(max_length=200, unique=True)
+    # Empty: the slug is the ID.
+    code = models.CharField(
+        "course ID",
+        max_length=200,
+        blank=True,
+        default="",
+        db_default="",
+        help_text="Course ID in other systems. Imports find the course by it.",
+    )
     # An index in Meta begins with the subject.
     subject = models.ForeignKey(
         Subject, models.PROTECT, null=True, blank=True, related_name="courses", db_index=False
@@ -49,11 +58,12 @@ class Course(models.Model):
     objects = CourseQuerySet.as_manager()
 
     class Meta:
-        # For the orders of the catalog. InnoDB appends the primary key to each index.
+        # For the orders of the catalog and for imports. InnoDB appends the primary key.
         indexes = [
             models.Index(fields=["total_enrollments"], name="course_popularity"),
             models.Index(fields=["subject", "total_enrollments"], name="course_subject_popularity"),
             models.Index(fields=["title"], name="course_title"),
+            models.Index(fields=["code"], name="course_code"),
         ]
 
     def __str__(self) -> str:

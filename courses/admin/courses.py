@@ -76,7 +76,7 @@ class CourseAdmin(ProtectedDeleteAdmin):
         return super().get_queryset(request).with_true_count()
 
     def get_fieldsets(self, request: HttpRequest, obj: Course | None = None) -> list[Any]:
-        fields = ["title", "slug", "subject", "instructor", "capacity"]
+        fields = ["title", "slug", "code", "subject", "instructor", "capacity"]
         counts = ("Enrollments", {"fields": [("stored", "true", "drift")]})
         return [(None, {"fields": fields}), *([counts] if obj else [])]
 

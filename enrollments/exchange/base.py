@@ -5,14 +5,12 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from django.utils.text import slugify
 
 from courses.models import Course
 
-_MAX_ID_LENGTH: Any = Course._meta.get_field("title").max_length
 _MAX_SLUG_LENGTH: Any = Course._meta.get_field("slug").max_length
 
 
@@ -25,6 +23,11 @@ class EnrollmentRecord(NamedTuple):
     record_key: str = ""  # distinguishes records of the same student in the same course
     enrollment_date: datetime | None = None
     withdrawal_date: datetime | None = None
+
+    @property
+    def course_key(self) -> str:
+        """The course's ID without case: IDs that differ only in case are the same course."""
+        return self.course_id.lower()
 
 
 class Format(ABC):
@@ -78,18 +81,14 @@ def parse_datetime(column: str, value: str) -> datetime | None:
         raise ValueError(f"{column} {value!r:.80} is not a date: use YYYY-MM-DD") from None
 
 
-@lru_cache(maxsize=4096)
-def make_slug(course_id: str) -> str:
+def make_slug(course_id: str, *, digits: int = 32) -> str:
     """Return the slug of the course that has this ID in other systems.
 
-    IDs that differ only in case have the same slug. Raises ValueError for an invalid ID.
+    IDs that differ only in case have the same slug. An ID that is not a slug itself gets a digest
+    of so many hexadecimal digits.
     """
-    if not course_id or len(course_id) > _MAX_ID_LENGTH or not course_id.isprintable():
-        raise ValueError(
-            f"{course_id!r:.80} is not a course ID: use 1 to {_MAX_ID_LENGTH} printable characters"
-        )
     if re.fullmatch(r"[-\w]+", course_id, re.ASCII):
         return course_id.lower()
     # IDs that differ only in characters which a slug cannot contain are different courses.
-    digest = hashlib.sha256(course_id.lower().encode()).hexdigest()[:8]
-    return f"{slugify(course_id)[: _MAX_SLUG_LENGTH - 9] or 'course'}-{digest}"
+    digest = hashlib.sha256(course_id.lower().encode()).hexdigest()[:digits]
+    return f"{slugify(course_id)[: _MAX_SLUG_LENGTH - digits - 1] or 'course'}-{digest}"

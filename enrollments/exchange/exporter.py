@@ -2,7 +2,6 @@
 
 import csv
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from typing import Any, TextIO
 
 from django.contrib.auth import get_user_model
@@ -10,7 +9,7 @@ from django.db import DEFAULT_DB_ALIAS
 from django.db.models import QuerySet
 
 from courses.models import Course
-from enrollments.exchange.base import EnrollmentRecord, Format, make_slug
+from enrollments.exchange.base import EnrollmentRecord, Format
 from enrollments.models import Enrollment
 
 
@@ -81,7 +80,7 @@ def _batches(
 
 def _records(batch: list[tuple[Any, ...]]) -> Iterator[EnrollmentRecord]:
     # A join would make MariaDB start from all users, and sort all rows for each batch.
-    courses = Course.objects.using(DEFAULT_DB_ALIAS).only("slug", "title")
+    courses = Course.objects.using(DEFAULT_DB_ALIAS).only("slug", "code")
     users = get_user_model()._default_manager.using(DEFAULT_DB_ALIAS).only("username")
     courses_by_key = courses.in_bulk({row[1] for row in batch})
     students_by_key = users.in_bulk({row[2] for row in batch})
@@ -90,21 +89,13 @@ def _records(batch: list[tuple[Any, ...]]) -> Iterator[EnrollmentRecord]:
         # Either may have been deleted, with the enrollment, after the batch was read.
         if course and student:
             yield EnrollmentRecord(
-                course_id=_course_id(course),
+                course_id=course.code or course.slug,
                 username=student.username,
                 record_key=f"enrollment-{key}",
                 status=status,
                 enrollment_date=enrollment_date,
                 withdrawal_date=withdrawal_date,
             )
-
-
-def _course_id(course: Course) -> str:
-    """Return an ID that the import recognizes: the title if it was made from the ID."""
-    with suppress(ValueError):
-        if make_slug(course.title) == course.slug.lower():
-            return course.title
-    return course.slug
 
 
 def _serialize(record: EnrollmentRecord, format: Format) -> dict[str, Any]:

@@ -9,16 +9,21 @@ from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.contrib.auth.hashers import make_password
-from django.db import DEFAULT_DB_ALIAS, transaction
+from django.core.exceptions import ObjectDoesNotExist
+from django.db import DEFAULT_DB_ALIAS, IntegrityError, transaction
+from django.db.models import Q
 
 from courses.models import Course
 from courses.transactions import retry_transaction
-from enrollments.exchange.base import Format
+from enrollments.exchange.base import EnrollmentRecord, Format, make_slug
 from enrollments.exchange.reader import EnrollmentFile, ParsedRow, RejectedRow, SkippedRow
 from enrollments.exchange.staging import StagingTable
 from enrollments.history import Origin, Source
 from enrollments.rows import CHUNK_SIZE
 from enrollments.services import Outcome, Registration, register_many
+
+# Attempts at one chunk whose course or students others create or delete at the same time.
+MAX_ATTEMPTS = 5
 
 
 @dataclass(slots=True)
@@ -80,10 +85,10 @@ def import_file(
     with closing(StagingTable()) as staging:
         remaining = staging.add(_parsed_rows(file, summary, reject))
         on_total(remaining)
-        for _, rows in groupby(staging.effective_rows(), key=attrgetter("slug")):
+        for _, rows in groupby(staging.effective_rows(), key=attrgetter("record.course_key")):
             with _rolled_back() if dry_run else nullcontext():
                 while chunk := list(islice(rows, CHUNK_SIZE)):
-                    result = _register_chunk(chunk, options)
+                    result = _register_or_reject(chunk, options)
                     count(chunk, result)
                     staging.record_new_students(result.new_students)
                     remaining -= len(chunk)
@@ -121,6 +126,8 @@ class _Options:
     origin: Origin
     format: Format
     existing_only: bool
+    # The keys of the IDs that were matched with courses without an ID, by the course's key.
+    claims: dict[Any, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +140,20 @@ class _ChunkResult:
     is_new_course: bool = False
 
 
+def _register_or_reject(rows: list[ParsedRow], options: _Options) -> _ChunkResult:
+    """Register students in one course, or reject them if others keep changing their records.
+
+    A course or student may be created, deleted or given an ID after it was looked up.
+    """
+    for _ in range(MAX_ATTEMPTS):
+        try:
+            return _register_chunk(rows, options)
+        except (ObjectDoesNotExist, IntegrityError) as error:
+            last_error = error
+    reason = f"not imported after {MAX_ATTEMPTS} attempts, the last error was: {last_error}"
+    return _ChunkResult({row.record.username: reason for row in rows})
+
+
 @retry_transaction(
     # Nothing is left to do if the unconfirmed attempt was committed.
     is_own_result=lambda earlier, latest: (
@@ -143,7 +164,7 @@ def _register_chunk(rows: list[ParsedRow], options: _Options) -> _ChunkResult:
     """Register students in one course, in one transaction."""
     usernames = [row.record.username for row in rows]
     try:
-        course, is_new_course = _get_or_create_course(rows[0], options)
+        course, is_new_course = _get_or_create_course(rows[0].record, options)
     except ValueError as error:
         return _ChunkResult(dict.fromkeys(usernames, str(error)))
     students, new_students = _get_or_create_students(usernames, options)
@@ -174,22 +195,51 @@ def _register_chunk(rows: list[ParsedRow], options: _Options) -> _ChunkResult:
     return _ChunkResult(rejections, outcomes, new_students, is_new_course)
 
 
-def _get_or_create_course(row: ParsedRow, options: _Options) -> tuple[Course, bool]:
-    """Return the course of a row and whether it is new. Raises ValueError with the reason."""
-    course_id, slug = row.record.course_id, row.slug
-    # MariaDB's comparison ignores case and accents. Existing slugs may contain capital letters.
-    similar = list(Course.objects.using(DEFAULT_DB_ALIAS).filter(slug__in={slug, course_id}))
-    for course in sorted(similar, key=lambda course: course.slug != slug):
-        if course.slug.lower() == slug:
-            return course, False
-    if similar:
+def _get_or_create_course(record: EnrollmentRecord, options: _Options) -> tuple[Course, bool]:
+    """Return the course of a record and whether it is new. Raises ValueError with the reason."""
+    course_id, slug = record.course_id, make_slug(record.course_id)
+    if course := _find_course(record, options):
+        return course, False
+    # MariaDB's comparison ignores case and accents.
+    if other := Course.objects.filter(slug=slug).first():
+        name = f"course {other.code}" if other.code else f"the course “{other.title}”"
         raise ValueError(
-            f"course {course_id} differs only in accents from the course “{similar[0].title}” "
-            f"(slug {similar[0].slug})"
+            f"course {course_id} needs the slug {slug}, but {name} has the slug {other.slug}: "
+            "change that slug in the admin"
         )
     if options.existing_only:
         raise ValueError(f"course {course_id} does not exist (slug {slug})")
-    return Course.objects.get_or_create(slug=slug, defaults={"title": course_id})
+    return Course.objects.create(title=course_id, slug=slug, code=course_id), True
+
+
+def _find_course(record: EnrollmentRecord, options: _Options) -> Course | None:
+    """Return the course with this ID, or the one with its slug if that course has no ID yet."""
+    course_id, key = record.course_id, record.course_key
+    # Former versions used shorter digests.
+    slugs = {make_slug(course_id), make_slug(course_id, digits=8)}
+    # MariaDB's comparison ignores case and accents. Existing slugs may contain capital letters.
+    similar = Q(code__iexact=course_id) | Q(slug__in={*slugs, course_id})
+    courses = sorted(Course.objects.filter(similar), key=attrgetter("pk"))
+    for course in courses:
+        if course.code.lower() == key:
+            return course
+    for course in courses:
+        if (
+            not course.code
+            and course.slug.lower() in slugs
+            and options.claims.setdefault(course.pk, key) == key
+        ):
+            _set_code(course, course_id)
+            return course
+    return None
+
+
+def _set_code(course: Course, course_id: str) -> None:
+    """Give a course its ID, unless that is its slug. Raises Course.DoesNotExist."""
+    if course.slug == course_id:
+        return
+    if not Course.objects.filter(pk=course.pk, code="").update(code=course_id):
+        raise Course.DoesNotExist(f"Course {course.slug} was deleted or got another ID.")
 
 
 def _get_or_create_students(

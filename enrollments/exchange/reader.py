@@ -5,14 +5,16 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 
+from courses.models import Course
 from enrollments.exchange import FORMATS
-from enrollments.exchange.base import EnrollmentRecord, Format, make_slug
+from enrollments.exchange.base import EnrollmentRecord, Format
 
+_MAX_ID_LENGTH: Any = Course._meta.get_field("code").max_length
 _REPLACEMENT_CHARACTER = "\ufffd"
 
 
@@ -25,7 +27,6 @@ class ParsedRow(NamedTuple):
 
     line_number: int  # of the first line of the row
     values: list[str]  # all fields, unchanged
-    slug: str  # of the course
     record: EnrollmentRecord
 
 
@@ -156,8 +157,16 @@ class EnrollmentFile:
         )
         if record is None:
             return SkippedRow(self._line_number)
+        _validate_course_id(record.course_id)
         _validate_username(record.username)
-        return ParsedRow(self._line_number, values, make_slug(record.course_id), record)
+        return ParsedRow(self._line_number, values, record)
+
+
+def _validate_course_id(course_id: str) -> None:
+    if not course_id or len(course_id) > _MAX_ID_LENGTH or not course_id.isprintable():
+        raise ValueError(
+            f"{course_id!r:.80} is not a course ID: use 1 to {_MAX_ID_LENGTH} printable characters"
+        )
 
 
 def _validate_username(username: str) -> None:

@@ -20,8 +20,8 @@ class StagingTable:
             """
             PRAGMA journal_mode = OFF;
             CREATE TABLE staged (
-                line_number INTEGER PRIMARY KEY, slug TEXT, username TEXT, record_key TEXT,
-                status TEXT, pickled_row BLOB, UNIQUE (slug, username, record_key)
+                line_number INTEGER PRIMARY KEY, course TEXT, username TEXT, record_key TEXT,
+                status TEXT, pickled_row BLOB, UNIQUE (course, username, record_key)
             );
             CREATE TABLE new_student (username TEXT PRIMARY KEY) WITHOUT ROWID;
             """
@@ -39,7 +39,7 @@ class StagingTable:
         added = self._db.executemany(
             """
             INSERT INTO staged VALUES (?, ?, ?, ?, ?, ?)
-            ON CONFLICT (slug, username, record_key)
+            ON CONFLICT (course, username, record_key)
             DO UPDATE SET status = excluded.status, pickled_row = excluded.pickled_row
             """,
             map(_to_columns, rows),
@@ -59,12 +59,12 @@ class StagingTable:
             SELECT pickled_row FROM staged JOIN (
                 SELECT line_number, ROW_NUMBER() OVER (
                     -- The statuses are in order of precedence if sorted by the alphabet.
-                    PARTITION BY slug, username ORDER BY status, line_number
+                    PARTITION BY course, username ORDER BY status, line_number
                 ) AS precedence
                 FROM staged
             ) USING (line_number)
             WHERE precedence = 1
-            ORDER BY slug, status = 'withdrawn' DESC, line_number
+            ORDER BY course, status = 'withdrawn' DESC, line_number
             """
         )
         return (pickle.loads(pickled_row) for (pickled_row,) in rows)
@@ -81,5 +81,5 @@ class StagingTable:
 
 def _to_columns(row: ParsedRow) -> tuple[int, str, str, str, str, bytes]:
     record = row.record
-    columns = row.line_number, row.slug, record.username, record.record_key, record.status
+    columns = row.line_number, record.course_key, record.username, record.record_key, record.status
     return *columns, pickle.dumps(row)

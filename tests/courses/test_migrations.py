@@ -129,3 +129,21 @@ class TestResolveDiscrepancies:
             for minute in (1, 2)
         }
         assert self.open_rows() == rows
+
+
+def test_ids_of_imported_courses_are_copied_from_their_titles(latest_schema: None) -> None:
+    """0010 recognizes them by the slug that the import made from the ID."""
+    courses = migrate("0009_remove_count_sums").get_model("courses", "Course").objects
+    for title, slug in [
+        ("AAA-2013J", "aaa-2013j"),
+        ("phys 1", "phys-1-032073de"),
+        ("课程一四四七三六", "course-cf37881f"),
+        ("Edited", "phys-2-7f0e6d1a"),
+        ("Advanced Law", "advanced-law"),
+    ]:
+        courses.create(title=title, slug=slug)
+    courses = migrate("0010_course_code").get_model("courses", "Course").objects
+    assert set(courses.exclude(code="").values_list("code", "title")) == {
+        (title, title) for title in ("AAA-2013J", "phys 1", "课程一四四七三六")
+    }
+    assert courses.filter(code="").count() == 2

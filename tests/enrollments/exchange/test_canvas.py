@@ -33,7 +33,7 @@ WriteFile = Callable[..., Path]
 def test_parse_maps_statuses(write_file: WriteFile, value: str, status: str) -> None:
     (row,) = read_rows(write_file(CANVAS_HEADER, f"C1,u1,student,S1,{value}"))
     record = row.record
-    assert (row.slug, record.course_id, record.username) == ("c1", "C1", "u1")
+    assert (record.course_id, record.username) == ("C1", "u1")
     assert record.status == status
     assert (record.enrollment_date, record.withdrawal_date) == (None, None)
 
@@ -57,6 +57,7 @@ def test_parse_skips_other_roles_even_if_the_row_is_invalid(
         ("C1,u\0,student,S1,active", r"'u\x00' is not a username"),
         (f"C1,{'u' * 151},student,S1,active", "not a username: Ensure this value has at most 150"),
         ("C\0,u1,student,S1,active", r"'C\x00' is not a course ID: use 1 to 200 printable"),
+        (f"{'C' * 201},u1,student,S1,active", "is not a course ID: use 1 to 200 printable"),
         ('"C\n1",u1,student,S1,active', r"'C\n1' is not a course ID"),
         (f"{'C' * 201},u1,student,S1,active", "is not a course ID"),
         ("C1,u1,student", "expected 5 fields, found 3"),
@@ -95,7 +96,7 @@ def test_import_creates_courses_students_and_enrollments(db: None, write_file: W
     ]
     assert statuses() == {
         ("cs-1", "u1"): "active",
-        ("cs-2-978ccc5e", "u1"): "completed",
+        ("cs-2-978ccc5e0b5e81048f8eb77bec032449", "u1"): "completed",
         ("cs-1", "u2"): "withdrawn",
         ("cs-1", "u3"): "withdrawn",
     }

@@ -35,7 +35,7 @@ DAY = datetime(2013, 10, 20, tzinfo=UTC)
 def enrollments(make_course: MakeCourse, django_user_model: Any) -> None:
     """Four students in two courses, one of them withdrawn from one and completed in the other."""
     students = [django_user_model.objects.create_user(name) for name in ("11", "12", "13", "14")]
-    first = make_course(title="AAA-2013J", slug="aaa-2013j")
+    first = make_course(title="Algebra", slug="aaa-2013j", code="AAA-2013J")
     second = make_course(title="A Course of Its Own", slug="bbb-2014b", capacity=9)
     for course in (first, second):
         registrations = [Registration(student=each, enrollment_date=DAY) for each in students]
@@ -148,11 +148,12 @@ def test_rows_are_read_in_batches_by_primary_key(
     assert not any("OFFSET" in query["sql"] for query in queries)
 
 
-def test_title_that_is_not_a_course_id_is_replaced_by_the_slug(
-    make_course: MakeCourse, student: Any
+@pytest.mark.parametrize(("code", "course_id"), [("Phys 1", "Phys 1"), ("", "slug")])
+def test_course_without_an_id_is_exported_with_its_slug(
+    make_course: MakeCourse, student: Any, code: str, course_id: str
 ) -> None:
-    enroll(student=student, course=make_course(title="Title\twith a tab", slug="slug"))
-    assert export("canvas")[1] == "slug,student1,student,,active"
+    enroll(student=student, course=make_course(title="Title", slug="slug", code=code))
+    assert export("canvas")[1] == f"{course_id},student1,student,,active"
 
 
 def test_progress_is_the_size_of_each_batch(

@@ -6,15 +6,17 @@ from typing import Any
 
 import pytest
 from django.contrib.auth import get_user_model
-from django.db import connection
+from django.db import connection, transaction
+from django.db.models import CheckConstraint, Q
 
 from benchmarks import canvas_file
 from courses.models import Course
+from enrollments.exchange.base import make_slug
 from enrollments.exchange.importer import ImportSummary, import_file
 from enrollments.exchange.reader import open_enrollment_file
 from enrollments.models import Enrollment
 from enrollments.rows import CHUNK_SIZE
-from enrollments.services import enroll, enroll_many, unenroll
+from enrollments.services import enroll, enroll_many, erase_student, unenroll
 from tests.support.commands import all_rows
 from tests.support.counts import drift_by_title
 from tests.support.exchange import (
@@ -25,6 +27,7 @@ from tests.support.exchange import (
     statuses,
 )
 from tests.support.processes import run_in_processes
+from tests.support.threads import ConcurrentThread
 
 MakeCourse = Callable[..., Course]
 MakeStudents = Callable[[int], list[Any]]
@@ -189,12 +192,191 @@ def test_courses_with_similar_slugs_are_not_mixed_up(
     summary, rejected = import_path(path)
     if connection.vendor == "mysql":
         assert rejected == [
-            "Line 3: course e-1 differs only in accents from the course “Accent” (slug é-1)"
+            "Line 3: course e-1 needs the slug e-1, but the course “Accent” has the slug é-1: "
+            "change that slug in the admin"
         ]
         assert (summary.created, summary.courses_created) == (1, 0)
         assert counts_by_title() == {"Capital": 1, "Accent": 0}
     else:
         assert counts_by_title()["Accent"] == 0
+
+
+# Each pair has the same slug if the digest has eight digits.
+CHINESE_IDS = ("课程一四四七三六", "课程一九〇〇八九")
+CHINESE_SLUG = "course-cf37881f"
+PUNCTUATION_IDS = ("phys!^::`", "phys!&^{'")
+
+
+def courses_of_students() -> dict[str, str]:
+    """Return the ID of each student's course."""
+    return dict(Enrollment.objects.values_list("student__username", "course__code"))
+
+
+@pytest.mark.parametrize("ids", [CHINESE_IDS, PUNCTUATION_IDS, ("phys 1", "phys-1-032073de")])
+def test_different_ids_are_different_courses(
+    db: None, write_file: WriteFile, ids: tuple[str, str]
+) -> None:
+    path = write_file(CANVAS_HEADER, *(f"{each},u1,student,,active" for each in ids))
+    summary = ImportSummary(rows=2, created=2, courses_created=2, students_created=1)
+    assert import_path(path, dry_run=True) == (summary, [])
+    assert import_path(path) == (summary, [])
+    assert counts_by_title() == dict.fromkeys(ids, 1)
+    assert import_path(path)[0].unchanged == 2
+
+
+def test_ids_that_differ_in_case_are_one_course(db: None, write_file: WriteFile) -> None:
+    lines = ["Phys 1,u1,student,,active", "PHYS 1,u2,student,,active", "É,u1,student,,active"]
+    import_path(write_file(CANVAS_HEADER, *lines))
+    lines = ["phys 1,u3,student,,active", "é,u2,student,,active", "E,u3,student,,active"]
+    assert import_path(write_file(CANVAS_HEADER, *lines))[0].courses_created == 1
+    assert counts_by_title() == {"Phys 1": 3, "É": 2, "E": 1}
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_course_with_a_short_digest_belongs_to_the_first_id(
+    make_course: MakeCourse, write_file: WriteFile, dry_run: bool
+) -> None:
+    """Staff may have edited the title of the course since a former version imported it."""
+    make_course(title="Edited", slug=CHINESE_SLUG)
+    path = write_file(CANVAS_HEADER, *(f"{each},u{each},student,,active" for each in CHINESE_IDS))
+    summary, rejected = import_path(path, dry_run=dry_run)
+    assert (summary.courses_created, summary.created, rejected) == (1, 2, [])
+    if not dry_run:
+        assert counts_by_title() == {"Edited": 1, max(CHINESE_IDS): 1}
+        assert courses_of_students() == {f"u{each}": each for each in CHINESE_IDS}
+        assert import_path(path)[0].unchanged == 2
+
+
+def test_course_is_found_by_its_id_or_its_slug(
+    make_course: MakeCourse, write_file: WriteFile
+) -> None:
+    make_course(title="ID", slug="databases", code="CS-101")
+    make_course(title="Slug", slug="cs-102")
+    make_course(title="Short digest", slug="phys-1-032073de")
+    ids = ["cs-101", "CS-102", "phys 1"]
+    path = write_file(CANVAS_HEADER, *(f"{each},u1,student,,active" for each in ids))
+    assert import_path(path, existing_only=True)[0].rejected == 3
+    get_user_model().objects.create_user("u1")
+    assert import_path(path, existing_only=True)[0].created == 3
+    assert dict(Course.objects.values_list("title", "code")) == {
+        "ID": "CS-101",
+        "Slug": "CS-102",
+        "Short digest": "phys 1",
+    }
+
+
+def test_slug_as_id_does_not_become_the_id(make_course: MakeCourse, write_file: WriteFile) -> None:
+    """Exports write the slug of a course without an ID."""
+    make_course(title="Edited", slug="phys-1-032073de")
+    import_path(write_file(CANVAS_HEADER, "phys-1-032073de,u1,student,,active"))
+    import_path(write_file(CANVAS_HEADER, "phys 1,u2,student,,active"))
+    assert counts_by_title() == {"Edited": 2}
+    assert Course.objects.get().code == "phys 1"
+
+
+def test_slug_of_a_course_with_another_id_is_rejected(
+    make_course: MakeCourse, write_file: WriteFile
+) -> None:
+    make_course(slug="databases", code="CS-101")
+    _, rejected = import_path(write_file(CANVAS_HEADER, "Databases,u1,student,,active"))
+    assert rejected == [
+        "Line 2: course Databases needs the slug databases, but course CS-101 has the slug "
+        "databases: change that slug in the admin"
+    ]
+    assert not statuses()
+
+
+@pytest.mark.mariadb
+@pytest.mark.django_db(transaction=True)
+class TestConcurrentChanges:
+    """Another transaction commits after the import has read what it changes."""
+
+    @pytest.fixture
+    def path(self, write_file: WriteFile) -> Path:
+        return write_file(CANVAS_HEADER, f"{CHINESE_IDS[0]},u1,student,,active")
+
+    @pytest.fixture
+    def imported(self, path: Path) -> Course:
+        user = get_user_model().objects.create_user("u1")
+        import_path(path)
+        erase_student(student=user)
+        return Course.objects.get()
+
+    def import_while(
+        self, path: Path, change: Callable[[], object], **options: Any
+    ) -> tuple[ImportSummary, list[str]]:
+        """Import while an uncommitted change locks the course."""
+        importing = ConcurrentThread(lambda: import_path(path, **options))
+        with transaction.atomic():
+            change()
+            importing.start_and_wait_until_blocked()
+        return importing.finish()
+
+    @pytest.mark.parametrize("dry_run", [True, False])
+    def test_deleted_user_is_created_again(
+        self, path: Path, imported: Course, dry_run: bool
+    ) -> None:
+        def change() -> None:
+            Course.objects.select_for_update().get()
+            get_user_model().objects.filter(username="u1").delete()
+
+        summary, rejected = self.import_while(path, change, dry_run=dry_run)
+        assert (summary.created, summary.students_created, rejected) == (1, 1, [])
+        assert get_user_model().objects.count() == Enrollment.objects.count() == 1 - dry_run
+
+    def test_deleted_user_is_rejected_if_none_may_be_created(
+        self, path: Path, imported: Course
+    ) -> None:
+        def change() -> None:
+            Course.objects.select_for_update().get()
+            get_user_model().objects.filter(username="u1").delete()
+
+        _, rejected = self.import_while(path, change, existing_only=True)
+        assert rejected == ["Line 2: user u1 does not exist"]
+
+    def test_deleted_course_is_created_again(self, path: Path, imported: Course) -> None:
+        summary, rejected = self.import_while(path, lambda: imported.delete())
+        assert (summary.created, summary.courses_created, rejected) == (1, 1, [])
+        assert counts_by_title() == {CHINESE_IDS[0]: 1}
+
+    @pytest.mark.parametrize("code", CHINESE_IDS)
+    def test_course_that_is_created_by_others_is_used_if_it_has_the_id(
+        self, db: None, path: Path, code: str
+    ) -> None:
+        slug = make_slug(CHINESE_IDS[0])
+        create = lambda: Course.objects.create(title="Theirs", slug=slug, code=code)  # noqa: E731
+        summary, rejected = self.import_while(path, create)
+        assert summary.courses_created == 0
+        assert counts_by_title() == {"Theirs": 1 - len(rejected)}
+        assert [f"but course {CHINESE_IDS[1]} has the slug" in line for line in rejected] == (
+            [] if code == CHINESE_IDS[0] else [True]
+        )
+
+    def test_course_that_got_another_id_is_not_used(
+        self, make_course: MakeCourse, path: Path
+    ) -> None:
+        make_course(title="Theirs", slug=CHINESE_SLUG)
+        summary, _ = self.import_while(path, lambda: Course.objects.update(code=CHINESE_IDS[1]))
+        assert summary.courses_created == 1
+        assert counts_by_title() == {"Theirs": 0, CHINESE_IDS[0]: 1}
+
+
+@pytest.mark.mariadb
+@pytest.mark.django_db(transaction=True)
+def test_rows_that_fail_at_every_attempt_are_rejected(write_file: WriteFile) -> None:
+    constraint = CheckConstraint(condition=~Q(status="active"), name="nobody_is_active")
+    with connection.schema_editor() as editor:
+        editor.add_constraint(Enrollment, constraint)
+    try:
+        path = write_file(CANVAS_HEADER, "A,u1,student,,active", "B,u1,student,,completed")
+        summary, (rejected,) = import_path(path)
+    finally:
+        with connection.schema_editor() as editor:
+            editor.remove_constraint(Enrollment, constraint)
+    assert summary == ImportSummary(
+        rows=2, created=1, rejected=1, courses_created=1, students_created=1
+    )
+    assert rejected.startswith("Line 2: not imported after 5 attempts, the last error was: ")
 
 
 def test_course_with_more_students_than_a_chunk(db: None, write_file: WriteFile) -> None:
