@@ -1,6 +1,7 @@
 """Reading enrollment files: recognize the format and parse row by row."""
 
 import csv
+import re
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,7 @@ from enrollments.exchange.base import EnrollmentRecord, Format
 
 _MAX_ID_LENGTH: Any = Course._meta.get_field("code").max_length
 _REPLACEMENT_CHARACTER = "\ufffd"
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class UnreadableFile(Exception):
@@ -61,25 +63,30 @@ def open_enrollment_file(*, path: Path, encoding: str = "utf-8-sig") -> Iterator
                     0 if str(path) == "-" else path, encoding=encoding, errors="replace", newline=""
                 )
             )
-            file = EnrollmentFile(path, text)
-        except (LookupError, OSError, UnicodeError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise UnreadableFile(f"{path} cannot be read: {reason}.") from error
-        yield file
+        except (LookupError, OSError) as error:
+            raise _unreadable(path, error) from error
+        yield EnrollmentFile(path, text)
+
+
+def _unreadable(path: Path, error: Exception) -> UnreadableFile:
+    reason = getattr(error, "strerror", None) or str(error)
+    return UnreadableFile(f"{path} cannot be read: {reason}. Nothing was imported.")
 
 
 class EnrollmentFile:
     """An open file of a known format. Iterate once to get its rows."""
 
     def __init__(self, path: Path, text: TextIO) -> None:
+        self._path = path
         self._text = text
         self._encoding = text.encoding.upper().removesuffix("-SIG")
         self._pushed_back: deque[str] = deque()
         self._row_lines: list[str] = []  # the lines of the current row
         self._line_number = 1  # of its first line
-        self.header = self._read_header(path)
+        self.header = self._read_header()
         self._columns = [column.strip().lower() for column in self.header]
-        self.format = self._recognize_format(path)
+        self.format = self._recognize_format()
+        self._reject_repeated_columns()
 
     def __iter__(self) -> Iterator[ParsedRow | SkippedRow | RejectedRow]:
         while True:
@@ -99,30 +106,37 @@ class EnrollmentFile:
             except ValueError as error:
                 yield RejectedRow(self._line_number, str(error), values)
 
-    def _read_header(self, path: Path) -> list[str]:
+    def _read_header(self) -> list[str]:
         try:
             header = self._read_row()
         except csv.Error as error:
-            raise UnreadableFile(f"{path} is not a CSV file: {error}.") from error
+            raise UnreadableFile(f"{self._path} is not a CSV file: {error}.") from error
         if header is None:
-            raise UnreadableFile(f"{path} is empty. Its first line must name the columns.")
+            raise UnreadableFile(f"{self._path} is empty. Its first line must name the columns.")
         if _REPLACEMENT_CHARACTER in "".join(header):
             raise UnreadableFile(
-                f"{path} is not a CSV file in {self._encoding}. Decompress it, or pass its "
+                f"{self._path} is not a CSV file in {self._encoding}. Decompress it, or pass its "
                 "encoding with --encoding, for example cp1252."
             )
         return header
 
-    def _recognize_format(self, path: Path) -> Format:
+    def _recognize_format(self) -> Format:
         formats = FORMATS.values()
         for format in formats:
             if all(self._columns.count(name.lower()) == 1 for name in format.required_columns):
                 return format
         known = "; ".join(f"{each.name}: {', '.join(each.required_columns)}" for each in formats)
         raise UnreadableFile(
-            f"{path} is in no known format. Its first line must name all columns of one "
+            f"{self._path} is in no known format. Its first line must name all columns of one "
             f"format, once each ({known})."
         )
+
+    def _reject_repeated_columns(self) -> None:
+        for column in self.format.columns:
+            if self._columns.count(column.lower()) > 1:
+                raise UnreadableFile(
+                    f"{self._path} has more than one column {column}. Rename or remove the others."
+                )
 
     def _read_row(self) -> list[str] | None:
         """Return the fields of the next row that is not empty. Raises csv.Error."""
@@ -134,7 +148,7 @@ class EnrollmentFile:
         return values
 
     def _lines(self) -> Iterator[str]:
-        while line := self._pushed_back.popleft() if self._pushed_back else self._text.readline():
+        while line := self._pushed_back.popleft() if self._pushed_back else self._read_line():
             self._row_lines.append(line)
             yield line
             if self._pushed_back:
@@ -142,6 +156,14 @@ class EnrollmentFile:
                 # because an open quote led to an error there. Reading all of them again for each
                 # such row would take quadratic time.
                 return
+
+    def _read_line(self) -> str:
+        try:
+            line = self._text.readline()
+        except (OSError, UnicodeError) as error:
+            raise _unreadable(self._path, error) from error
+        # Some encodings, such as UTF-7, decode halves of characters.
+        return _SURROGATES.sub(_REPLACEMENT_CHARACTER, line)
 
     def _parse(self, values: list[str]) -> ParsedRow | SkippedRow:
         if len(values) != len(self._columns):

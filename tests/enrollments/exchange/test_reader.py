@@ -156,6 +156,13 @@ def test_half_a_character_at_the_end_of_utf_16_is_rejected(write_file: WriteFile
     assert (first.record.username, last.line_number) == ("u1", 3)
 
 
+def test_halves_of_characters_are_rejected(write_file: WriteFile) -> None:
+    path = write_file(f"{CANVAS_HEADER}\nC1,u1,student,+2AA-,active\n".encode())
+    (row,) = read_rows(path, encoding="utf-7")
+    assert row.reason == "not in UTF-7: pass the encoding with --encoding"
+    "".join(row.values).encode()  # for the report
+
+
 def test_huge_field_is_rejected(write_file: WriteFile) -> None:
     huge = "x" * 3_000_000
     content = f"{CANVAS_HEADER}\n{FIRST_LINE}\n{huge}\nC1,u3,student,S1,active\nC1,{huge}"
@@ -178,6 +185,7 @@ def test_file_with_only_a_header_has_no_rows(write_file: WriteFile, content: str
         (b"a,b,c\n1,2,3\n", "is in no known format"),
         (f"{CANVAS_HEADER},user_id\n".encode(), "columns of one format, once each (canvas: "),
         (f"{OPEN_UNIVERSITY_HEADER},id_student\n".encode(), "is in no known format"),
+        (f"{CANVAS_HEADER},Section_ID\n".encode(), "has more than one column section_id. Rename"),
         (OPEN_UNIVERSITY_HEADER.replace(",", ";").encode(), "is in no known format"),
         (OPEN_UNIVERSITY_HEADER.encode("utf-16-le"), "is in no known format"),
         (
