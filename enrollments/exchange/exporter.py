@@ -1,6 +1,7 @@
 """Exporting courses and enrollments as CSV, in bounded memory."""
 
 import csv
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TextIO
 
@@ -31,6 +32,9 @@ _COURSE_COLUMNS = {
     "drift": "drift",
 }
 
+_FORMULA = re.compile(r"[=+\-@\t\r\n＝＋－＠]")
+_NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?", re.ASCII)
+
 
 def export_courses(*, file: TextIO, on_progress: Callable[[int], object]) -> None:
     """Write all courses with their stored and true counts.
@@ -38,7 +42,11 @@ def export_courses(*, file: TextIO, on_progress: Callable[[int], object]) -> Non
     `on_progress` gets the number of rows in each batch.
     """
     batches = _batches(Course.objects.with_drift(), [*_COURSE_COLUMNS.values()], on_progress)
-    rows = (dict(zip(_COURSE_COLUMNS, row, strict=True)) for batch in batches for row in batch)
+    rows = (
+        dict(zip(_COURSE_COLUMNS, map(escape_formula, row), strict=True))
+        for batch in batches
+        for row in batch
+    )
     _write(file, _COURSE_COLUMNS, rows)
 
 
@@ -64,6 +72,15 @@ def export_enrollments(
     rows = (serialize(record) for batch in batches for record in _records(batch))
     _write(file, format.columns, rows)
     return written_as_active
+
+
+def escape_formula(value: Any) -> Any:
+    """Prefix a text with an apostrophe if a spreadsheet would execute it as a formula.
+
+    For files that people open. Numbers with a sign are no formulas.
+    """
+    is_formula = isinstance(value, str) and _FORMULA.match(value) and not _NUMBER.fullmatch(value)
+    return f"'{value}" if is_formula else value
 
 
 def _batches(

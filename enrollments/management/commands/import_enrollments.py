@@ -1,8 +1,10 @@
 import csv
+import json
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from django.template.defaultfilters import pluralize
 from tqdm import tqdm
 
 from courses.management.base import AppCommand
+from enrollments.exchange.exporter import escape_formula
 from enrollments.exchange.importer import ImportSummary, import_file
 from enrollments.exchange.reader import RejectedRow, UnreadableFile, open_enrollment_file
 
@@ -42,6 +45,12 @@ class Command(AppCommand):
             help="write rejected rows as CSV, with line and reason (default: standard error)",
         )
         parser.add_argument(
+            "--json",
+            action="store_true",
+            dest="as_json",
+            help="print the summary as one JSON object",
+        )
+        parser.add_argument(
             "--encoding",
             metavar="NAME",
             default="utf-8-sig",
@@ -49,7 +58,14 @@ class Command(AppCommand):
         )
 
     def handle(
-        self, *, file: Path, encoding: str, report: Path | None, verbosity: int, **options: Any
+        self,
+        *,
+        file: Path,
+        encoding: str,
+        report: Path | None,
+        as_json: bool,
+        verbosity: int,
+        **options: Any,
     ) -> None:
         try:
             with (
@@ -73,7 +89,9 @@ class Command(AppCommand):
                 f"The temporary file with the rows cannot be written ({error}). Free disk space, "
                 "or set SQLITE_TMPDIR to another folder, and run the import again."
             ) from error
-        if verbosity:
+        if as_json:
+            self.stdout.write(json.dumps(asdict(summary)))
+        elif verbosity:
             if options["dry_run"]:
                 self.stdout.write("Dry run: nothing was changed. An import would do this:")
             self.stdout.write(_describe(summary))
@@ -90,8 +108,10 @@ class Command(AppCommand):
             return
         with self.output(report) as file:
             writer = csv.writer(file)
-            writer.writerow(["line", "reason", *header])
-            yield lambda row: writer.writerow([row.line_number, row.reason, *row.values])
+            writer.writerow(["line", "reason", *map(escape_formula, header)])
+            yield lambda row: writer.writerow(
+                map(escape_formula, [str(row.line_number), row.reason, *row.values])
+            )
 
 
 def _describe(summary: ImportSummary) -> str:

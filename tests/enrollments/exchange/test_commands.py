@@ -1,4 +1,5 @@
 import csv
+import json
 import os
 import pty
 import resource
@@ -12,6 +13,7 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from courses.models import Course
+from enrollments.exchange.importer import ImportSummary
 from enrollments.models import Enrollment
 from enrollments.services import enroll
 from tests.support.commands import (
@@ -143,13 +145,37 @@ class TestImportEnrollments:
         assert run_import(path, "--encoding", "cp1252")[0] == 0
         assert statuses() == {("c", "José"): "active"}
 
-    @pytest.mark.parametrize("name", ["cp12521", "rot13"])
+    @pytest.mark.parametrize("name", ["", "cp12521", "rot13"])
     def test_unknown_encoding_raises(
         self, run_import: Callable[..., Any], write_file: WriteFile, name: str
     ) -> None:
         path = write_file(CANVAS_HEADER, "C,u1,student,,active")
         with pytest.raises(CommandError, match=r"cannot be read: .*encoding"):
             run_import(path, "--encoding", name)
+
+    def test_json_prints_the_summary_only(
+        self, run_import: Callable[..., Any], write_file: WriteFile
+    ) -> None:
+        path = write_file(OPEN_UNIVERSITY_HEADER, *LINES, "x")
+        for options in (["--dry-run"], []):
+            status, output, errors = run_import(path, "--json", *options)
+            assert (status, errors) == (1, "Line 5: expected 5 fields, found 1\n")
+            assert ImportSummary(**json.loads(output)) == ImportSummary(
+                rows=4, created=3, rejected=1, courses_created=2, students_created=2
+            )
+
+    def test_report_cannot_execute_formulas(
+        self, run_import: Callable[..., Any], write_file: WriteFile, tmp_path: Path
+    ) -> None:
+        report = tmp_path / "rejected.csv"
+        values = ["=1+1", "@SUM(A1)", "+1+1", "-1+1", '"\t=1"', "-159", "+1.5", "1-2"]
+        path = write_file(f"{CANVAS_HEADER},=2,note,x", f"C,{','.join(values)},")
+        run_import(path, "--report", report)
+        with report.open(newline="") as file:
+            header, row = csv.reader(file)
+        assert header[-3:] == ["'=2", "note", "x"]
+        escaped = ["'=1+1", "'@SUM(A1)", "'+1+1", "'-1+1", "'\t=1", "-159", "+1.5", "1-2"]
+        assert row[2:] == ["C", *escaped, ""]
 
     def test_full_disk_exits_with_status_2(self, db: None, write_file: WriteFile) -> None:
         lines = [f"AAA,2013J,{n},0," for n in range(50_000)]
@@ -205,6 +231,17 @@ class TestImportProcess:
         result = manage("import_enrollments", str(path))
         assert (result.returncode, len(result.stderr.splitlines())) == (1, 1)
         assert len(enrollment_rows()) == 3
+
+    def test_disk_that_fails_changes_nothing(self) -> None:
+        """A terminal is readable like a disk, and fails when its other end is closed."""
+        terminal, other_end = pty.openpty()
+        for line in (OPEN_UNIVERSITY_HEADER, *LINES):
+            os.write(other_end, f"{line}\n".encode())
+        os.close(other_end)
+        result = manage("import_enrollments", "-", stdin=terminal)
+        os.close(terminal)
+        assert_usage_error(result, "- cannot be read: Input/output error. Nothing was imported.")
+        assert not any(all_rows().values())
 
     def test_reads_device_files(self, write_file: WriteFile) -> None:
         with write_file(OPEN_UNIVERSITY_HEADER, *LINES).open() as file:

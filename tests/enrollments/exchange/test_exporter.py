@@ -25,7 +25,7 @@ from enrollments.services import (
     unenroll,
 )
 from tests.support.counts import drift_by_title
-from tests.support.exchange import import_path, statuses
+from tests.support.exchange import enrollment_rows, import_path, statuses
 
 MakeCourse = Callable[..., Course]
 DAY = datetime(2013, 10, 20, tzinfo=UTC)
@@ -186,6 +186,29 @@ def test_record_that_the_format_cannot_represent_raises(
     with pytest.raises(UnsupportedRecord) as error:
         export("open-university")
     assert reason in str(error.value)
+
+
+def test_course_export_cannot_execute_formulas(make_course: MakeCourse, student: Any) -> None:
+    course = make_course(title="=HYPERLINK(A1)")
+    enroll(student=student, course=course)
+    Course.objects.update(total_enrollments=F("total_enrollments") - 1)
+    file = io.StringIO()
+    export_courses(file=file, on_progress=lambda rows: None)
+    assert file.getvalue().splitlines()[1] == (f"{course.pk},{course.slug},'=HYPERLINK(A1),,0,1,-1")
+
+
+@pytest.mark.parametrize("year", [1, 999])
+def test_oneroster_export_keeps_early_dates(
+    make_course: MakeCourse, student: Any, tmp_path: Path, year: int
+) -> None:
+    begin, end = DAY.replace(year=year), DAY.replace(year=year, month=12)
+    registration = Registration(student, begin, withdrawal_date=end, status="withdrawn")
+    register_many(course=make_course(slug="c"), registrations=[registration])
+    path = tmp_path / "export.csv"
+    export_to(path, "oneroster")
+    erase_student(student=student)
+    assert import_path(path)[0].created == 1
+    assert [row[3:] for row in enrollment_rows()] == [(begin, end)]
 
 
 def test_course_export_has_stored_and_true_counts(
