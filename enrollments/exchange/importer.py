@@ -201,7 +201,7 @@ def _get_or_create_course(record: EnrollmentRecord, options: _Options) -> tuple[
     if course := _find_course(record, options):
         return course, False
     # MariaDB's comparison ignores case and accents.
-    if other := Course.objects.filter(slug=slug).first():
+    if other := Course.objects.using(DEFAULT_DB_ALIAS).filter(slug=slug).first():
         name = f"course {other.code}" if other.code else f"the course “{other.title}”"
         raise ValueError(
             f"course {course_id} needs the slug {slug}, but {name} has the slug {other.slug}: "
@@ -219,7 +219,8 @@ def _find_course(record: EnrollmentRecord, options: _Options) -> Course | None:
     slugs = {make_slug(course_id), make_slug(course_id, digits=8)}
     # MariaDB's comparison ignores case and accents. Existing slugs may contain capital letters.
     similar = Q(code__iexact=course_id) | Q(slug__in={*slugs, course_id})
-    courses = sorted(Course.objects.filter(similar), key=attrgetter("pk"))
+    found = Course.objects.using(DEFAULT_DB_ALIAS).filter(similar)
+    courses = sorted(found, key=attrgetter("pk"))
     for course in courses:
         if course.code.lower() == key:
             return course

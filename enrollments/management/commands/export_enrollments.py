@@ -41,5 +41,5 @@ class Command(AppCommand):
             self.stderr.write(
                 f"{written_as_active} completed enrollment{pluralize(written_as_active)} "
                 f"{pluralize(written_as_active, 'was,were')} exported as active, because the "
-                f"{format} format has no such status. To keep it, choose --format canvas."
+                f"{format} format has no such status. To keep the status, choose --format canvas."
             )

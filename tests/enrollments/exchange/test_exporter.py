@@ -94,7 +94,7 @@ def test_import_of_an_export_changes_no_status(
         (
             "oneroster",
             "1 completed enrollment was exported as active, because the oneroster format has no "
-            "such status. To keep it, choose --format canvas.\n",
+            "such status. To keep the status, choose --format canvas.\n",
         ),
     ],
 )
