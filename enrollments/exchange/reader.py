@@ -17,6 +17,7 @@ from enrollments.exchange.base import EnrollmentRecord, Format
 
 _MAX_ID_LENGTH: Any = Course._meta.get_field("code").max_length
 _REPLACEMENT_CHARACTER = "\ufffd"
+_MAX_ROW_LINES = 1_000  # more lines are joined by a stray quote, not by a quoted field
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -148,7 +149,9 @@ class EnrollmentFile:
         return values
 
     def _lines(self) -> Iterator[str]:
-        while line := self._pushed_back.popleft() if self._pushed_back else self._read_line():
+        while len(self._row_lines) < _MAX_ROW_LINES and (
+            line := self._pushed_back.popleft() if self._pushed_back else self._read_line()
+        ):
             self._row_lines.append(line)
             yield line
             if self._pushed_back:

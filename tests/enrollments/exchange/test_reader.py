@@ -1,3 +1,4 @@
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from enrollments.exchange.reader import (
     RejectedRow,
     SkippedRow,
     UnreadableFile,
+    open_enrollment_file,
 )
 from tests.support.exchange import (
     CANVAS_HEADER,
@@ -110,6 +112,19 @@ def test_reading_takes_linear_time_whatever_quotes_are_open(
     monkeypatch.setattr(reader, "EnrollmentFile", CountingFile)
     read_rows(write_file("\n".join([CANVAS_HEADER, 'a,"', *[line] * 1_000])))
     assert lines_parsed <= 3 * 1_000
+
+
+def test_stray_quote_does_not_load_the_whole_file(write_file: WriteFile) -> None:
+    path = write_file("\n".join([CANVAS_HEADER, *['a","'] * 100_000, FIRST_LINE]))
+    with open_enrollment_file(path=path) as file:
+        tracemalloc.start()
+        try:
+            number = sum(1 for _ in file)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert number == 100_001
+    assert peak < 2**20
 
 
 def test_lines_inside_quotes_are_not_rows(write_file: WriteFile) -> None:
