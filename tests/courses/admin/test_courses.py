@@ -250,6 +250,13 @@ def test_a_new_course_has_a_count_of_0(staff_client: Client) -> None:
     assert Course.objects.get().total_enrollments == 0
 
 
+@pytest.mark.parametrize("code", ["", "Phys 1"])
+def test_the_id_in_other_systems_is_optional(staff_client: Client, code: str) -> None:
+    assert b"Course ID in other systems" in staff_client.get(ADD).content
+    staff_client.post(ADD, {"title": "New", "slug": "new", "code": code})
+    assert Course.objects.get().code == code
+
+
 @pytest.mark.mariadb
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("is_committed", [False, True])
