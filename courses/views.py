@@ -1,8 +1,10 @@
 """The catalog and the course pages."""
 
+from collections.abc import Iterable
+
 from django import forms
-from django.http import Http404, HttpRequest, HttpResponse
-from django.shortcuts import get_object_or_404, render
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
@@ -28,16 +30,24 @@ class CatalogForm(forms.Form):
 def catalog(request: HttpRequest) -> HttpResponse:
     form = CatalogForm(request.GET, label_suffix="")
     if not form.is_valid():
-        return render(request, "courses/catalog.html", {"form": form}, status=400)
+        return _redirect_without(request, form.errors)
     try:
         page = catalog_page(
             **form.cleaned_data,
             after=request.GET.get("after", ""),
             before=request.GET.get("before", ""),
         )
-    except InvalidCursor as error:
-        raise Http404(str(error)) from error
+    except InvalidCursor:
+        return _redirect_without(request, ["after", "before"])
     return render(request, "courses/catalog.html", {"form": form, "page": page})
+
+
+def _redirect_without(request: HttpRequest, parameters: Iterable[str]) -> HttpResponse:
+    """Redirect to the same page without invalid parameters of the query."""
+    query = request.GET.copy()
+    for parameter in parameters:
+        query.pop(parameter, None)
+    return redirect(f"{request.path}?{query.urlencode()}" if query else request.path)
 
 
 @never_cache

@@ -15,7 +15,10 @@ class CourseFull(Exception):
 
     def __init__(self, course: Course) -> None:
         self.course = course
-        super().__init__(f"“{course.title}” is full: all {course.capacity} seats are taken.")
+        reason = f"is full: all {course.capacity} seats are taken"
+        if course.capacity == 0:
+            reason = "is not open for enrollment"
+        super().__init__(f"“{course.title}” {reason}.")
 
 
 class NotEnrolled(Enrollment.DoesNotExist):

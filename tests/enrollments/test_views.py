@@ -53,6 +53,15 @@ def test_enroll_in_a_full_course_is_rejected(
     assert drift_by_title() == {}
 
 
+def test_course_without_seats_is_not_open_for_enrollment(
+    student_client: Client, make_course: Make
+) -> None:
+    text = post(student_client, make_course(capacity=0), "enroll")
+    assert "“Course 1” is not open for enrollment." in text
+    assert "This course is not open for enrollment." in text
+    assert "ull" not in text
+
+
 def test_completed_course_cannot_be_left(
     student_client: Client, course: Course, student: Any
 ) -> None:
