@@ -5,6 +5,7 @@ from http import HTTPStatus
 
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import render
+from django.urls import reverse
 from django.utils.deprecation import MiddlewareMixin
 
 from courses.transactions import is_transient
@@ -28,7 +29,8 @@ class ErrorMiddleware(MiddlewareMixin):
             response = JsonResponse({"detail": UNAVAILABLE_MESSAGE}, status=503)
         else:
             # With a request, the page would query the database for the user.
-            response = render(None, "503.html", {"message": UNAVAILABLE_MESSAGE}, status=503)
+            context = {"message": UNAVAILABLE_MESSAGE, "course_url": _course_url(request)}
+            response = render(None, "503.html", context, status=503)
         response["Retry-After"] = "5"  # seconds
         return response
 
@@ -43,6 +45,13 @@ class ErrorMiddleware(MiddlewareMixin):
             # CommonMiddleware has set the length of the body that was replaced.
             response["Content-Length"] = str(len(response.content))
         return response
+
+
+def _course_url(request: HttpRequest) -> str | None:
+    """Return the path of the course that the request is about, without a query."""
+    match = request.resolver_match
+    slug = match.kwargs.get("slug") if match else None
+    return reverse("course", args=[slug]) if slug else None
 
 
 def _is_api_request(request: HttpRequest) -> bool:

@@ -6,7 +6,7 @@ from django.test import Client
 
 from courses.models import Course
 from tests.support.databases import unreachable_database
-from tests.support.pages import visible_text
+from tests.support.pages import sign_in_staff, visible_text
 
 
 def fail_catalog(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
@@ -32,6 +32,19 @@ def test_unreachable_database_is_a_503_with_retry_after(
     assert "The database is busy or unavailable." in visible_text(response)
     assert ("json" in response["Content-Type"]) == path.startswith("/api/")
     assert client.get(path).status_code == 200
+
+
+@pytest.mark.mariadb
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("action", ["enroll", "leave"])
+def test_503_after_a_change_links_to_the_course(
+    student_client: Client, course: Course, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    with unreachable_database(monkeypatch):
+        response = student_client.post(f"{course.get_absolute_url()}{action}/")
+    assert response.status_code == 503
+    link = f'<a href="{course.get_absolute_url()}">Back to the course</a>'
+    assert link in response.content.decode()
 
 
 @pytest.mark.parametrize("path", ["/", "/api/courses"])
@@ -81,6 +94,31 @@ def test_500_does_not_reveal_the_error(
 def test_404_is_json_below_api_only(client: Client, db: None, path: str, content_type: str) -> None:
     response = client.get(path)
     assert (response.status_code, content_type in response["Content-Type"]) == (404, True)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("get", "/nowhere", 404),
+        ("get", "/admin/courses/course/", 403),
+        ("post", "/accounts/sign-out/", 403),  # without a CSRF token
+    ],
+)
+def test_error_pages_show_who_is_signed_in(db: None, method: str, path: str, status: int) -> None:
+    client = Client(enforce_csrf_checks=True)
+    assert "Sign in Sign up" in visible_text(client.get("/nowhere"))
+    sign_in_staff(client)
+    response = getattr(client, method)(path)
+    assert response.status_code == status
+    assert "My courses Administration clerk Sign out" in visible_text(response)
+
+
+@pytest.mark.mariadb
+@pytest.mark.django_db(transaction=True)
+def test_404_needs_no_database(student_client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    with unreachable_database(monkeypatch):
+        response = student_client.get("/nowhere")
+    assert (response.status_code, "Page not found" in visible_text(response)) == (404, True)
 
 
 @pytest.mark.parametrize(
