@@ -5,7 +5,7 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.auth import login
-from django.contrib.auth.forms import UserCreationForm
+from django.contrib.auth.forms import AuthenticationForm, UserCreationForm
 from django.contrib.auth.views import LoginView, LogoutView, RedirectURLMixin
 from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
@@ -37,6 +37,13 @@ def submitted_username(request: HttpRequest, credentials: dict[str, Any] | None 
     return str((credentials or request.POST).get("username") or "")[:255]
 
 
+class SignInForm(AuthenticationForm):
+    """Sign-in form whose error is described by the field that has the focus."""
+
+    def get_invalid_login_error(self) -> ValidationError:
+        return ValidationError({"username": super().get_invalid_login_error()})
+
+
 @method_decorator([sensitive_post_parameters(), never_cache], name="dispatch")
 class SignUpView(RedirectURLMixin, FormView):
     template_name = "accounts/sign_up.html"
@@ -59,7 +66,11 @@ class SignUpView(RedirectURLMixin, FormView):
 
 
 urlpatterns = [
-    path("sign-in/", LoginView.as_view(template_name="accounts/sign_in.html"), name="sign-in"),
+    path(
+        "sign-in/",
+        LoginView.as_view(template_name="accounts/sign_in.html", authentication_form=SignInForm),
+        name="sign-in",
+    ),
     path("sign-out/", LogoutView.as_view(), name="sign-out"),
     path("sign-up/", SignUpView.as_view(), name="sign-up"),
 ]
