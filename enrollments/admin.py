@@ -1,4 +1,4 @@
-"""The admin of enrollments, students, and the enrollment history.
+"""The admin of enrollments, users, and the enrollment history.
 
 Every change to an enrollment is a call of a service. Enrollments are withdrawn, never deleted.
 """
@@ -7,19 +7,23 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from axes.admin import AccessAttemptAdmin
+from axes.models import AccessAttempt
 from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.admin.utils import model_ngettext
 from django.contrib.admin.views.main import SEARCH_VAR
 from django.contrib.auth import get_user_model
-from django.contrib.auth.admin import UserAdmin
+from django.contrib.auth.admin import GroupAdmin, UserAdmin
+from django.contrib.auth.models import Group
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 
 from courses.admin.base import (
     MAX_SELECTED,
+    BoundedAdmin,
     ProtectedDeleteAdmin,
     ReadOnlyAdmin,
     RetryingAdmin,
@@ -149,6 +153,19 @@ class StudentAdmin(ProtectedDeleteAdmin, UserAdmin):
     search_fields = ["^username"]
     search_help_text = "Search by the beginning of a username."
     protected_relation = "enrollments"
+
+
+admin.site.unregister(Group)
+
+
+@admin.register(Group)
+class StaffGroupAdmin(BoundedAdmin, GroupAdmin):
+    sortable_by = ["name"]
+
+
+@admin.register(AccessAttempt)
+class FailedSignInAdmin(BoundedAdmin, AccessAttemptAdmin):
+    """Failed sign-ins. The settings disable the other logs of django-axes."""
 
 
 @admin.register(EnrollmentEvent)

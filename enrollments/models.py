@@ -9,6 +9,7 @@ from django.db import models
 from django.db.models import Q
 from django.db.models.fields.related_descriptors import ForwardManyToOneDescriptor
 from django.utils import timezone
+from django.utils.formats import date_format
 
 from courses.models import Course
 from enrollments.managers import (
@@ -166,7 +167,8 @@ class EnrollmentEvent(models.Model):
         verbose_name = "enrollment event"
 
     def __str__(self) -> str:
-        return f"{self.get_action_display()}, {self.created_at:%Y-%m-%d %H:%M}"
+        created_at = date_format(timezone.localtime(self.created_at), "DATETIME_FORMAT")
+        return f"{self.get_action_display()}, {created_at}"
 
     @property
     def student_name(self) -> str:

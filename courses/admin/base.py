@@ -4,21 +4,24 @@ No page of these classes counts or reads a whole table. Lists are read page by p
 indexed columns, and accept only filters and searches that an index serves or that few rows bound.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
 from django import forms
 from django.contrib import admin, messages
+from django.contrib.admin import helpers
 from django.contrib.admin.actions import delete_selected
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.views.main import ORDER_VAR, PAGE_VAR, ChangeList
-from django.core.exceptions import ObjectDoesNotExist
+from django.contrib.admin.widgets import AutocompleteSelect
+from django.core.exceptions import ObjectDoesNotExist, ValidationError
 from django.core.paginator import InvalidPage, Page, Paginator
 from django.db import DEFAULT_DB_ALIAS, IntegrityError, OperationalError
-from django.db.models import Exists, Model, OuterRef, ProtectedError, QuerySet
+from django.db.models import Exists, ForeignKey, Model, OuterRef, ProtectedError, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils.functional import cached_property
+from django.utils.text import capfirst
 
 from courses.transactions import is_transient, retry_transaction
 
@@ -111,6 +114,23 @@ class BoundedChangeList(ChangeList):
             raise IncorrectLookupParameters from error
 
 
+class ForgivingAutocompleteSelect(AutocompleteSelect):
+    """Select that is empty if the address or the form contains an invalid key."""
+
+    def optgroups(self, name: str, value: list[Any], attr: Any = None) -> list[Any]:
+        model = self.field.related_model
+        return super().optgroups(name, [key for key in value if _is_key(model, key)], attr)
+
+
+def _is_key(model: type[Model], value: str) -> bool:
+    """Return whether the text can be a primary key of the model."""
+    try:
+        model._meta.pk.clean(value, None)
+    except ValidationError:
+        return False
+    return True
+
+
 class BoundedAdmin(admin.ModelAdmin):
     """Admin whose list never counts its table.
 
@@ -147,7 +167,43 @@ class BoundedAdmin(admin.ModelAdmin):
             page_number = 1
         return BoundedPaginator(queryset, per_page, *args, page_number=page_number, **kwargs)
 
+    def get_changelist_instance(self, request: HttpRequest) -> ChangeList:
+        """Name the objects by which the list is filtered in its title."""
+        try:
+            changelist = super().get_changelist_instance(request)
+        except OverflowError as error:  # a date out of range, or on SQLite an integer
+            raise IncorrectLookupParameters from error
+        if names := list(self._filtering_objects(changelist)):
+            changelist.title = f"{capfirst(self.opts.verbose_name_plural)}: {', '.join(names)}"
+        return changelist
+
+    def _filtering_objects(self, changelist: ChangeList) -> Iterator[str]:
+        for lookup, values in changelist.get_filters_params().items():
+            name, _, suffix = lookup.partition("__")
+            if suffix == "id__exact":
+                model = self.opts.get_field(name).related_model
+                keys = [key for key in values if _is_key(model, key)]
+                yield from map(str, model._default_manager.filter(pk__in=keys))
+
+    def formfield_for_foreignkey(
+        self, db_field: ForeignKey, request: HttpRequest, **kwargs: Any
+    ) -> forms.ModelChoiceField | None:
+        if db_field.name in self.get_autocomplete_fields(request):
+            kwargs["widget"] = ForgivingAutocompleteSelect(db_field, self.admin_site)
+        return super().formfield_for_foreignkey(db_field, request, **kwargs)
+
+    def get_object(
+        self, request: HttpRequest, object_id: str, from_field: str | None = None
+    ) -> Model | None:
+        # Django looks up a field without a name for "?_to_field=".
+        return super().get_object(request, object_id, from_field or None)
+
     def response_action(self, request: HttpRequest, queryset: QuerySet) -> HttpResponse | None:
+        selected = request.POST.getlist(helpers.ACTION_CHECKBOX_NAME)
+        if not all(_is_key(self.model, key) for key in selected):
+            message = "Nothing was changed, because the selection is invalid."
+            self.message_user(request, message, messages.ERROR)
+            return HttpResponseRedirect(request.get_full_path())
         # Parsed like the field of Django's form: without it, only rows of the page are selected.
         selects_all = forms.BooleanField().to_python(request.POST.get("select_across"))
         if selects_all and queryset.order_by()[MAX_SELECTED:].exists():

@@ -1,3 +1,4 @@
-"""The date format of the admin."""
+"""The date formats of the site and the admin."""
 
+DATE_FORMAT = "M j, Y"
 DATETIME_FORMAT = "M j, Y, H:i"

@@ -67,7 +67,7 @@ class TestCountHealth:
         text = page_text(staff_client)
         assert "Checked 3 days ago by the tests (4 courses). This result is old." in text
         assert ("1 of 4 courses drifted" in text) == bool(drift)
-        assert (f" UTC on {finished_at:%B %-d, %Y} " in text) == (not drift)
+        assert (f" UTC on {finished_at:%b %-d, %Y} " in text) == (not drift)
 
     def test_drift_states_courses_and_total_error(
         self, staff_client: Client, courses: list[Course]
