@@ -145,9 +145,6 @@ class BoundedAdmin(admin.ModelAdmin):
     # List the columns that have an index.
     sortable_by: list[str] | tuple[str, ...] = ()
 
-    class Media:
-        css = {"all": ["courses/admin.css"]}
-
     def get_queryset(self, request: HttpRequest) -> QuerySet:
         queryset = super().get_queryset(request)
         # Forms and actions decide on the primary. Pages may come from a replica.

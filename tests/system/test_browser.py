@@ -28,6 +28,8 @@ Make = Callable[..., Any]
 PASSWORD = "corr3ct-horse"
 DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}
+UNBROKEN_TITLE = "W" * 200
+ARABIC_TITLE = "مقدمة في الرياضيات 2 (الجزء الأول)"
 
 every_viewport = pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
 every_color_scheme = pytest.mark.parametrize("color_scheme", ["light", "dark"])
@@ -253,7 +255,9 @@ def public_paths(
     make_course: Make, make_students: Make, art: Subject
 ) -> Callable[[Any], list[str]]:
     """Return a function that returns the paths of all pages, with content of each kind."""
-    make_course(title="A title that is long enough to wrap " * 3, subject=art)
+    for title in ("A title that is long enough to wrap " * 3, UNBROKEN_TITLE, ARABIC_TITLE):
+        make_course(title=title, subject=art)
+    make_course(title="Closed", capacity=0)
     enroll_many(course=make_course(title="Full", capacity=2), students=make_students(2))
 
     def paths(student: Any) -> list[str]:
@@ -263,7 +267,7 @@ def public_paths(
                 enroll(student=student, course=course)
                 set_status(student=student, course=course, status=status)
         return [
-            *("/", "/?search=no+such+course", "/?search=" + "x" * 101, "/no-such-page"),
+            *("/", "/?search=no+such+course", "/no-such-page"),
             *(course.get_absolute_url() for course in Course.objects.order_by("pk")),
             *(["/my-courses/"] if student else ["/accounts/sign-in/", "/accounts/sign-up/"]),
         ]
@@ -290,6 +294,75 @@ def test_public_pages_are_accessible_and_fit_the_screen(
         if page_faults := find_faults(page, viewport):
             faults[path] = page_faults
     assert faults == {}
+
+
+@every_viewport
+@every_color_scheme
+def test_messages_are_accessible_and_fit_the_screen(
+    open_browser: Make, make_course: Make, viewport: dict[str, int], color_scheme: str
+) -> None:
+    course = make_course(title=UNBROKEN_TITLE)
+    page = sign_in(open_browser(viewport=viewport, color_scheme=color_scheme), "anna")
+    page.goto(course.get_absolute_url())
+    stale_page = page.context.new_page()
+    stale_page.goto(course.get_absolute_url())
+    for text, button, tab in [
+        ("You are enrolled in", "Enroll", page),
+        ("You were already enrolled in", "Enroll", stale_page),
+        ("You have left", "Leave this course", page),
+    ]:
+        tab.get_by_role("button", name=button).click()
+        expect(tab.get_by_role("status")).to_contain_text(text)
+        assert find_faults(tab, viewport) == {}
+    Course.objects.update(capacity=0)
+    page.get_by_role("button", name="Enroll").click()
+    expect(page.get_by_role("status")).to_contain_text("is not open for enrollment")
+    assert find_faults(page, viewport) == {}
+
+
+@every_viewport
+@every_color_scheme
+def test_rejected_account_forms_are_accessible(
+    open_browser: Make, db: None, viewport: dict[str, int], color_scheme: str
+) -> None:
+    page = open_browser(viewport=viewport, color_scheme=color_scheme)
+    page.goto("/accounts/sign-in/")
+    page.get_by_label("Username").fill("nobody")
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Sign in").click()
+    username = page.get_by_label("Username")
+    expect(username).to_be_focused()
+    expect(username).to_have_accessible_description(re.compile("enter a correct username"))
+    expect(page).to_have_title(re.compile("^Error: Sign in"))
+    assert find_faults(page, viewport) == {}
+
+    page.goto("/accounts/sign-up/")
+    valid_border = page.get_by_label("Username").evaluate("e => getComputedStyle(e).borderColor")
+    sign_up(page, "not a name")
+    expect(page.get_by_label("Username")).to_have_accessible_description(
+        re.compile("Enter a valid username")
+    )
+    expect(page.get_by_label("Username")).not_to_have_css("border-color", valid_border)
+    expect(page).to_have_title(re.compile("^Error: Sign up"))
+    assert find_faults(page, viewport) == {}
+
+
+@every_viewport
+@pytest.mark.parametrize("path", ["/", "/accounts/sign-up/"])
+def test_focus_rings_do_not_touch_labels(
+    open_browser: Make, db: None, viewport: dict[str, int], path: str
+) -> None:
+    page = open_browser(viewport=viewport)
+    page.goto(path)
+    for label in page.locator("main label").all():
+        control = page.locator(f"#{label.get_attribute('for')}")
+        control.focus()
+        ring = control.evaluate(
+            "e => (s => parseInt(s.outlineWidth) + parseInt(s.outlineOffset))(getComputedStyle(e))"
+        )
+        box = label.bounding_box()
+        assert ring > 0
+        assert box["y"] + box["height"] <= control.bounding_box()["y"] - ring
 
 
 def find_faults(page: Page, viewport: dict[str, int], context: str | None = None) -> dict[str, Any]:
@@ -358,6 +431,48 @@ def test_count_health_checks_counts_and_is_accessible(
     page.get_by_role("rowheader", name="Wrong").get_by_role("link").click()
     page.locator(".object-tools").get_by_role("link", name="Discrepancies").click()
     expect(page.locator("#result_list tbody tr")).to_have_count(1)
+
+
+@every_viewport
+def test_long_titles_leave_the_counts_of_the_admin_in_view(
+    open_browser: Make, make_course: Make, student: Any, viewport: dict[str, int]
+) -> None:
+    subject = Subject.objects.create(name="N" * 100, slug="n")
+    course = make_course(title=UNBROKEN_TITLE, subject=subject, slug="a")
+    make_course(title=ARABIC_TITLE, slug="b")
+    enroll(student=student, course=course)
+    page = open_browser(viewport=viewport)
+    sign_in(page, "staff", is_staff=True, is_superuser=True)
+    page.goto("/admin/courses/course/")
+    for name in ("stored", "true", "drift"):
+        for cell in page.locator(f"#result_list td.field-{name}").all():
+            box = cell.bounding_box()
+            assert box["x"] + box["width"] <= viewport["width"]
+    for path in (
+        *("courses/course/", f"courses/course/{course.pk}/change/"),
+        *(f"courses/course/{course.pk}/history/", f"courses/course/{course.pk}/delete/"),
+        f"enrollments/enrollment/?course__id__exact={course.pk}",
+        f"enrollments/enrollment/{course.enrollments.get().pk}/change/",
+    ):
+        page.goto(f"/admin/{path}")
+        assert page.evaluate("document.documentElement.scrollWidth") == viewport["width"], path
+
+
+@every_viewport
+@every_color_scheme
+def test_admin_messages_are_accessible_and_fit_the_screen(
+    open_browser: Make, make_course: Make, viewport: dict[str, int], color_scheme: str
+) -> None:
+    course = make_course(title=UNBROKEN_TITLE)
+    page = open_browser(viewport=viewport, color_scheme=color_scheme)
+    sign_in(page, "staff", is_staff=True, is_superuser=True)
+    page.goto(f"/admin/courses/course/{course.pk}/change/")
+    page.get_by_role("button", name="Save", exact=True).click()
+    expect(page.locator(".messagelist .success")).to_contain_text("was changed successfully")
+    assert find_faults(page, viewport, ".messagelist") == {}
+    page.locator("button[name=index]").click()
+    expect(page.locator(".messagelist .warning")).to_have_count(1)
+    assert find_faults(page, viewport, ".messagelist") == {}
 
 
 def test_admin_autocomplete_works_with_the_content_security_policy(
