@@ -296,6 +296,17 @@ def test_public_pages_are_accessible_and_fit_the_screen(
     assert faults == {}
 
 
+def test_titles_have_their_own_direction(open_browser: Make, make_course: Make) -> None:
+    make_course(title=ARABIC_TITLE)
+    page = open_browser()
+    page.goto("/")
+    link = page.get_by_role("link", name=ARABIC_TITLE)
+    expect(link).to_have_css("direction", "rtl")
+    link.click()
+    expect(page.locator("h1 bdi")).to_have_css("direction", "rtl")
+    expect(page.locator("h1")).to_have_css("direction", "ltr")
+
+
 @every_viewport
 @every_color_scheme
 def test_messages_are_accessible_and_fit_the_screen(
