@@ -4,15 +4,19 @@ import os
 import pwd
 import secrets
 import shutil
-import sys
 from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TextIO, cast
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import Error, InterfaceError, OperationalError, ProgrammingError, connection
+from django.core.management.base import (
+    BaseCommand,
+    CommandError,
+    CommandParser,
+    SystemCheckError,
+)
+from django.db import DataError, Error, IntegrityError, connection
 from tqdm import tqdm
 
 MAX_INT = 2**63 - 1  # the largest primary key
@@ -34,26 +38,30 @@ def seconds(text: str) -> float:
     return number
 
 
+def printable(text: str) -> str:
+    """Replace line breaks, other control characters and bytes that are not UTF-8 by spaces."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
 class AppCommand(BaseCommand):
     """A command that reports an error in one line and exits with status 2."""
 
     def execute(self, *args: Any, **options: Any) -> str | None:
         try:
-            # Fail at once if there is no database, before a transaction is retried.
-            connection.ensure_connection()
+            _connect()
             return super().execute(*args, **options)
-        except (OperationalError, InterfaceError, ProgrammingError) as error:
-            raise self.usage_error(_describe(error)) from error
-        except BrokenPipeError:
-            # The reader of the output, for example head, has closed the pipe. Python would
-            # report the same error again when it flushes standard output at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise SystemExit(1) from None
+        except Error as error:
+            raise self.usage_error(describe_database_error(error)) from error
+        except UnicodeEncodeError as error:
+            raise self.usage_error(f"{error.object!r} is not valid text.") from error
+        except SystemCheckError as error:
+            error.returncode = 2
+            raise
 
     @staticmethod
     def usage_error(message: str) -> CommandError:
         """Return an error to raise. The message says what happened and what to do."""
-        return CommandError(message, returncode=2)
+        return CommandError(printable(message), returncode=2)
 
     @staticmethod
     def actor_name() -> str:
@@ -63,7 +71,7 @@ class AppCommand(BaseCommand):
             name = pwd.getpwuid(user_id).pw_name
         except KeyError:  # in a container
             name = f"user {user_id}"
-        sudo_user = os.environ.get("SUDO_USER")
+        sudo_user = printable(os.environ.get("SUDO_USER", ""))
         return f"{sudo_user} as {name}" if sudo_user else name
 
     @staticmethod
@@ -94,6 +102,27 @@ class AppCommand(BaseCommand):
         return tqdm(total=total, unit=unit, disable=disable or None, **options)
 
 
+def describe_database_error(error: Error) -> str:
+    """Return the cause of a database error and what to do, in one line."""
+    message = " ".join(str(part) for part in error.args[-1:])
+    if "no such table" in message or "doesn't exist" in message:
+        return f"A table is missing ({message}). To create all tables, run manage.py migrate."
+    if isinstance(error, (DataError, IntegrityError)):
+        return f"The database rejected a value ({message}). To see where, add --traceback."
+    return (
+        f"The database failed ({message}). Check that it is running and that DATABASE_URL is "
+        "correct, then run the command again. All committed changes are kept."
+    )
+
+
+def _connect() -> None:
+    """Connect to the database, to fail at once instead of after the retries of a transaction."""
+    try:
+        connection.ensure_connection()
+    except TypeError as error:
+        raise AppCommand.usage_error(f"DATABASE_URL has a wrong option: {error}.") from error
+
+
 @contextmanager
 def _atomic_file(path: Path) -> Iterator[TextIO]:
     path = path.resolve()
@@ -111,13 +140,3 @@ def _atomic_file(path: Path) -> Iterator[TextIO]:
     except BaseException:
         temporary_path.unlink(missing_ok=True)
         raise
-
-
-def _describe(error: Error) -> str:
-    message = " ".join(str(part) for part in error.args[-1:])
-    if "no such table" in message or "doesn't exist" in message:
-        return f"A table is missing ({message}). To create all tables, run manage.py migrate."
-    return (
-        f"The database failed ({message}). Check that it is running and that DATABASE_URL is "
-        "correct, then run the command again. All committed changes are kept."
-    )

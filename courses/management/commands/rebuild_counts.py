@@ -9,7 +9,7 @@ from django.template.defaultfilters import pluralize
 
 from courses.counts.audit import run_audit
 from courses.counts.drift import BATCH_SIZE, Batch, DriftedCourse
-from courses.management.base import AppCommand, positive_int, seconds
+from courses.management.base import AppCommand, positive_int, printable, seconds
 from courses.managers import CourseQuerySet
 from courses.models import CountRun, Course
 
@@ -114,6 +114,8 @@ class Command(AppCommand):
         return courses.filter(pk__in=course_ids)
 
     def _summary(self, courses_checked: int, drifted: int, *, check: bool) -> str:
+        if not courses_checked:
+            return self.style.WARNING("No courses were checked, because there are none.")
         checked = f"{courses_checked} course{pluralize(courses_checked)} checked"
         if not drifted:
             return self.style.SUCCESS(f"{checked}: all counts are correct.")
@@ -126,10 +128,8 @@ class Command(AppCommand):
 
 
 def _describe(course: DriftedCourse, *, check: bool) -> str:
-    # A line break in a title would start a new line.
-    title = "".join(character if character.isprintable() else " " for character in course.title)
     line = (
-        f"Course {course.course_id} “{title}”: "
+        f"Course {course.course_id} “{printable(course.title)}”: "
         f"stored {course.stored}, true {course.true}, drift {course.drift:+d}"
     )
     return line if check else f"{line}: corrected"

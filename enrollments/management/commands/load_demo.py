@@ -5,6 +5,7 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.management.base import CommandParser
 from django.db import DEFAULT_DB_ALIAS, transaction
+from django.template.defaultfilters import pluralize
 from django.utils.text import slugify
 
 from courses.management.base import AppCommand, positive_int
@@ -66,7 +67,9 @@ class Command(AppCommand):
                 applicants = rng.sample(student_ids, k=max(1, students * 6 // (rank * 10)))
                 _enroll_applicants(rng, course, applicants)
                 bar.update()
-        self.stdout.write(f"Demo data: {len(courses)} courses, {students} students.")
+        self.stdout.write(
+            f"Demo data: {len(courses)} courses, {students} student{pluralize(students)}."
+        )
         if not User.objects.using(DEFAULT_DB_ALIAS).filter(username=ADMIN_NAME).exists():
             User.objects.create_superuser(username=ADMIN_NAME, password=ADMIN_PASSWORD)
             self.stdout.write(

@@ -59,8 +59,11 @@ def test_correct_counts_are_reported_in_one_line(
     assert run(capsys, "--verbosity", "0") == ""
 
 
-def test_an_empty_catalog_is_correct(capsys: pytest.CaptureFixture[str], db: None) -> None:
-    assert run(capsys) == "0 courses checked: all counts are correct.\n"
+@pytest.mark.parametrize("arguments", [[], ["--check"]])
+def test_an_empty_catalog_is_not_reported_as_correct(
+    capsys: pytest.CaptureFixture[str], db: None, arguments: list[str]
+) -> None:
+    assert run(capsys, *arguments) == "No courses were checked, because there are none.\n"
 
 
 @pytest.mark.parametrize("size", ["1", "2", "1000", str(2**63 - 1)])
