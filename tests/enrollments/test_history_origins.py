@@ -100,7 +100,7 @@ class TestCommands:
         student, other_student = make_students(2)
         for each_student in (student, other_student):
             enroll(student=each_student, course=course)
-        result = manage("erase_student", student.username)
+        result = manage("erase_student", student.username, "--no-input")
         assert result.stdout.startswith(f"Erased 1 enrollment of {student.username}.")
         assert Enrollment.objects.get().student == other_student
         assert drift_by_title() == {}

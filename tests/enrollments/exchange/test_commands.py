@@ -359,7 +359,13 @@ class TestEraseStudent:
     ) -> None:
         for _ in range(2):
             enroll(student=student, course=make_course())
-        call_command("erase_student", "student1")
+        call_command("erase_student", "student1", "--dry-run")
+        assert Enrollment.objects.count() == 2
+        assert capsys.readouterr().out == (
+            "Dry run: nothing was erased. Student student1 "
+            f"(user {student.pk}) has 2 enrollments in 2 courses, with 2 history events.\n"
+        )
+        call_command("erase_student", "student1", "--no-input")
         assert not Enrollment.objects.exists()
         assert capsys.readouterr().out == (
             "Erased 2 enrollments of student1. The user can be deleted in the admin now.\n"
@@ -369,3 +375,28 @@ class TestEraseStudent:
         with pytest.raises(CommandError, match="User 'Student1' does not exist") as error:
             call_command("erase_student", "Student1")
         assert error.value.returncode == 2
+
+    @pytest.mark.django_db(transaction=True)
+    @pytest.mark.parametrize(
+        ("answer", "reason"),
+        [("no\n", "Canceled. Nothing was erased."), ("", "add --no-input")],
+    )
+    def test_erases_nothing_without_a_confirmation(
+        self, course: Course, student: Any, answer: str, reason: str
+    ) -> None:
+        enroll(student=student, course=course)
+        result = manage("erase_student", "student1", input=answer)
+        assert (result.returncode, Enrollment.objects.count()) == (2, 1)
+        assert reason in result.stderr
+        question = "has 1 enrollment in 1 course, with 1 history event.\nThis cannot be undone."
+        assert question in result.stdout
+
+    @pytest.mark.django_db(transaction=True)
+    def test_asks_for_confirmation(self, course: Course, student: Any) -> None:
+        enroll(student=student, course=course)
+        result = manage("erase_student", "student1", input="yes\n")
+        assert (result.returncode, result.stderr) == (0, "")
+        assert result.stdout.endswith(
+            "Erased 1 enrollment of student1. The user can be deleted in the admin now.\n"
+        )
+        assert not Enrollment.objects.exists()
