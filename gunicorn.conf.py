@@ -1,6 +1,7 @@
 """Configuration of gunicorn, which reads this file from the current directory."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -59,7 +60,14 @@ control_socket_disable = True  # its default place is the home directory, which 
 
 
 def on_starting(server: Any) -> None:
-    """Delete the metrics files of earlier processes. Prometheus handles counters that restart."""
+    """Check the settings, and delete the metrics files of earlier processes.
+
+    Each worker would report wrong settings with a traceback of its own. Prometheus handles
+    counters that restart.
+    """
+    command = [sys.executable, "manage.py", "check"]
+    if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+        sys.exit(2)
     if directory := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
         for file in Path(directory).glob("*.db"):
             file.unlink()

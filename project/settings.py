@@ -3,6 +3,7 @@
 The defaults are safe in production.
 """
 
+import os
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,20 +11,41 @@ import environ
 from csp import constants as csp
 from django.core.exceptions import ImproperlyConfigured
 from redis.backoff import NoBackoff
+from redis.connection import ConnectionPool
 from redis.retry import Retry
 
 BASE_DIR = Path(__file__).resolve().parent.parent
-env = environ.Env()
 
 
 def _split(variable: str) -> list[str]:
     """Return the items of a comma-separated variable, without spaces and empty items."""
-    return [item.strip() for item in env.list(variable, default=[]) if item.strip()]
+    items = os.environ.get(variable, "").split(",")
+    return [item.strip() for item in items if item.strip()]
+
+
+def _switch(variable: str, *, default: bool = False) -> bool:
+    text = os.environ.get(variable, "").strip().lower()
+    if text in ("1", "true", "yes", "on"):
+        return True
+    if text in ("0", "false", "no", "off"):
+        return False
+    if text:
+        raise ImproperlyConfigured(f"{variable} must be 1 or 0, not {text!r}.")
+    return default
+
+
+def _number(variable: str, *, default: int = 0) -> int:
+    text = os.environ.get(variable, "").strip() or str(default)
+    if not text.isdecimal() or len(text) > 5:
+        raise ImproperlyConfigured(
+            f"{variable} must be a whole number from 0 to 99999, not {text!r}."
+        )
+    return int(text)
 
 
 SITE_NAME = "Course catalog"
-DEBUG = env.bool("DEBUG", default=False)
-SECRET_KEY = env.str("SECRET_KEY", default="")
+DEBUG = _switch("DEBUG")
+SECRET_KEY = os.environ.get("SECRET_KEY", "")
 if not SECRET_KEY:
     if not DEBUG:
         raise ImproperlyConfigured(
@@ -31,16 +53,27 @@ if not SECRET_KEY:
         )
     SECRET_KEY = "django-insecure-development-key"
 ALLOWED_HOSTS = _split("ALLOWED_HOSTS") or ["localhost", "127.0.0.1", "[::1]"]
+if any("/" in host for host in ALLOWED_HOSTS):
+    raise ImproperlyConfigured("ALLOWED_HOSTS must be host names, such as courses.example.org.")
 CSRF_TRUSTED_ORIGINS = _split("CSRF_TRUSTED_ORIGINS")
+if not all(origin.startswith(("https://", "http://")) for origin in CSRF_TRUSTED_ORIGINS):
+    raise ImproperlyConfigured(
+        "CSRF_TRUSTED_ORIGINS must be addresses such as https://courses.example.org."
+    )
 
 # Database
 
-_database_url = env.str("DATABASE_URL", default="") or f"sqlite:///{BASE_DIR / 'db.sqlite3'}"
-if not _database_url.startswith(("mysql://", "sqlite://")):
+_database_url = os.environ.get("DATABASE_URL") or f"sqlite:///{BASE_DIR / 'db.sqlite3'}"
+try:
+    if not _database_url.startswith(("mysql://", "sqlite:///", "sqlite://:memory:")):
+        raise ValueError("unknown scheme")
+    DATABASES = {"default": environ.Env.db_url_config(_database_url)}
+except ValueError as error:
+    # The reason is not shown, because it may contain the password.
     raise ImproperlyConfigured(
         "DATABASE_URL must be mysql://user:password@host:3306/name or sqlite:////path/to/file."
-    )
-DATABASES = {"default": env.db_url_config(_database_url)}
+    ) from error
+_timeout = _number("DATABASE_TIMEOUT")
 if _database_url.startswith("sqlite:"):
     _default_options = {
         # In a deferred transaction, a write after a read fails at once with "database is
@@ -62,17 +95,19 @@ else:
         "lock_wait_timeout=10",
     }
     # No limit by default, because migrations of large tables take long. gunicorn.conf.py sets one.
-    if _timeout := env.int("DATABASE_TIMEOUT", default=0):
+    if _timeout:
         _default_options |= {"read_timeout": _timeout, "write_timeout": _timeout}
 DATABASES["default"]["OPTIONS"] = _default_options | DATABASES["default"].get("OPTIONS", {})
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # Cache. Redis is optional at every moment, and counts are never cached.
 
-REDIS_URL = env.str("REDIS_URL", default="")
-if REDIS_URL and not REDIS_URL.startswith(("redis://", "rediss://", "unix://")):
-    raise ImproperlyConfigured("REDIS_URL must be redis://host:6379/0, or unset.")
+REDIS_URL = os.environ.get("REDIS_URL", "")
 if REDIS_URL:
+    try:
+        ConnectionPool.from_url(REDIS_URL).make_connection()  # does not connect yet
+    except (TypeError, ValueError) as error:
+        raise ImproperlyConfigured("REDIS_URL must be redis://host:6379/0, or unset.") from error
     CACHES = {
         "default": {
             "BACKEND": "project.cache.FailOpenRedisCache",
@@ -104,8 +139,13 @@ CACHALOT_ONLY_CACHABLE_TABLES = frozenset(
 CACHALOT_DATABASES = ["default"]
 CACHALOT_TIMEOUT = 60  # seconds; limits how long a lost invalidation can matter
 CACHALOT_FINAL_SQL_CHECK = True
-# W001 reports unsupported cache backends. FailOpenRedisCache is a subclass of a supported one.
-SILENCED_SYSTEM_CHECKS = ["cachalot.W001"]
+SILENCED_SYSTEM_CHECKS = [
+    # Unsupported cache backends. FailOpenRedisCache is a subclass of a supported one.
+    "cachalot.W001",
+    # HSTS without subdomains and without preloading.
+    "security.W005",
+    "security.W021",
+]
 
 # Application
 
@@ -198,9 +238,7 @@ AXES_VERBOSE = False
 AXES_LOCKOUT_TEMPLATE = "accounts/locked_out.html"
 AXES_CLIENT_IP_CALLABLE = "project.accounts.client_address"
 AXES_USERNAME_CALLABLE = "project.accounts.submitted_username"
-PROXIES = env.int("PROXIES", default=0)
-if PROXIES < 0:
-    raise ImproperlyConfigured(f"PROXIES must be 0 or more, not {PROXIES}.")
+PROXIES = _number("PROXIES")
 
 # Browser security
 
@@ -217,16 +255,22 @@ CONTENT_SECURITY_POLICY = {
         "frame-ancestors": [csp.NONE],
     }
 }
-HTTPS = env.bool("HTTPS") if env.str("HTTPS", default="") else not DEBUG
+HTTPS = _switch("HTTPS", default=not DEBUG)
 SECURE_SSL_REDIRECT = SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
 SECURE_HSTS_SECONDS = 365 * 24 * 3600 if HTTPS else 0
-SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = True
+# Browsers remember both for a year, so the owner of the domain has to choose them.
+SECURE_HSTS_PRELOAD = _switch("HSTS_PRELOAD")
+SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD or _switch("HSTS_SUBDOMAINS")
 
 # Logging to standard error
 
-LOG_FORMAT = env.str("LOG_FORMAT", default="") or "text"
+LOG_FORMAT = os.environ.get("LOG_FORMAT") or "text"
 if LOG_FORMAT not in ("text", "json"):
     raise ImproperlyConfigured("LOG_FORMAT must be json, or unset.")
+LOG_LEVEL = os.environ.get("LOG_LEVEL", "").upper() or "INFO"
+_log_levels = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+if LOG_LEVEL not in _log_levels:
+    raise ImproperlyConfigured(f"LOG_LEVEL must be one of {', '.join(_log_levels)}, or unset.")
 _log_line = "{asctime} {levelname} {name}: {message}"
 LOGGING = {
     "version": 1,
@@ -240,8 +284,16 @@ LOGGING = {
             "json_ensure_ascii": False,
         },
     },
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": LOG_FORMAT}},
-    # Below WARNING, django-axes logs every successful sign-in.
-    "loggers": {"axes": {"level": "WARNING"}},
-    "root": {"handlers": ["stderr"], "level": env.str("LOG_LEVEL", default="").upper() or "INFO"},
+    "handlers": {
+        # The level of the root logger does not apply to loggers with a level of their own.
+        "stderr": {"class": "logging.StreamHandler", "formatter": LOG_FORMAT, "level": LOG_LEVEL}
+    },
+    "loggers": {
+        # Below WARNING, django-axes logs every successful sign-in.
+        "axes": {"level": "WARNING"},
+        # Replace Django's own handlers, which ignore the level and format, or log lines twice.
+        "django": {"level": "NOTSET"},
+        "django.server": {"level": "NOTSET", "propagate": True},
+    },
+    "root": {"handlers": ["stderr"], "level": LOG_LEVEL},
 }

@@ -82,6 +82,15 @@ def test_gunicorn_rejects_invalid_port(port: str) -> None:
     assert result.returncode == 2
 
 
+def test_gunicorn_reports_wrong_settings_in_one_line() -> None:
+    environment = {"DATABASE_URL": "sqlite://:memory:", "SECRET_KEY": SECRET_KEY, "HTTPS": "x"}
+    result = run("-m", "gunicorn", **environment)
+    start, line = result.stderr.splitlines()
+    assert "Starting gunicorn" in start
+    assert line == "HTTPS must be 1 or 0, not 'x'."
+    assert result.returncode == 2
+
+
 def test_without_redis_url_nothing_is_cached() -> None:
     assert setting("'cachalot' in str(settings.INSTALLED_APPS)") == "False"
     assert "dummy" in setting("settings.CACHES['default']['BACKEND']")
@@ -99,9 +108,29 @@ def test_redis_url_enables_cachalot() -> None:
     [
         ("DATABASE_URL", "nonsense", "DATABASE_URL must be mysql://"),
         ("DATABASE_URL", "postgres://h/name", "DATABASE_URL must be mysql://"),
+        ("DATABASE_URL", "sqlite://nonsense/path", "DATABASE_URL must be mysql://"),
         ("REDIS_URL", "localhost", "REDIS_URL must be redis://"),
-        ("PROXIES", "-1", "PROXIES must be 0 or more"),
+        ("DATABASE_URL", "mysql://user:secret@host:x/name", "DATABASE_URL must be mysql://"),
+        (
+            "DATABASE_URL",
+            "sqlite:////tmp/none.sqlite3?nonsense=1",
+            "DATABASE_URL has a wrong option",
+        ),
+        ("DATABASE_TIMEOUT", "x", "DATABASE_TIMEOUT must be a whole number from 0 to 99999"),
+        ("REDIS_URL", "redis://:secret@host:x/0", "REDIS_URL must be redis://"),
+        ("REDIS_URL", "redis://host/0?nonsense=1", "REDIS_URL must be redis://"),
+        ("PROXIES", "x", "PROXIES must be a whole number from 0 to 99999, not 'x'."),
+        ("PROXIES", "-1", "PROXIES must be a whole number"),
+        ("PROXIES", "1" * 20, "PROXIES must be a whole number"),
+        ("DEBUG", "maybe", "DEBUG must be 1 or 0, not 'maybe'."),
+        ("HTTPS", "x", "HTTPS must be 1 or 0"),
+        ("HSTS_SUBDOMAINS", "x", "HSTS_SUBDOMAINS must be 1 or 0"),
+        ("HSTS_PRELOAD", "x", "HSTS_PRELOAD must be 1 or 0"),
+        ("ALLOWED_HOSTS", "https://a.example", "ALLOWED_HOSTS must be host names"),
+        ("CSRF_TRUSTED_ORIGINS", "a.example", "CSRF_TRUSTED_ORIGINS must be addresses"),
         ("LOG_FORMAT", "xml", "LOG_FORMAT must be json, or unset."),
+        ("LOG_LEVEL", "x", "LOG_LEVEL must be one of DEBUG, INFO, WARNING, ERROR, CRITICAL"),
+        ("PROMETHEUS_MULTIPROC_DIR", "/etc/passwd", "File exists: '/etc/passwd'"),
     ],
 )
 def test_invalid_setting_is_one_line_and_status_2(name: str, value: str, message: str) -> None:
@@ -109,17 +138,44 @@ def test_invalid_setting_is_one_line_and_status_2(name: str, value: str, message
     assert result.returncode == 2
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
+    assert "secret" not in result.stderr
 
 
 def test_empty_variables_count_as_unset() -> None:
-    names = ["DATABASE_URL", "REDIS_URL", "ALLOWED_HOSTS", "LOG_LEVEL", "LOG_FORMAT"]
+    names = [
+        *("DATABASE_URL", "DATABASE_TIMEOUT", "REDIS_URL", "ALLOWED_HOSTS", "PROXIES"),
+        *("DEBUG", "HSTS_PRELOAD", "LOG_LEVEL", "LOG_FORMAT"),
+    ]
     empty = dict.fromkeys(names, "")
     assert setting("settings.ALLOWED_HOSTS", **empty) == "['localhost', '127.0.0.1', '[::1]']"
     assert setting("settings.HTTPS", HTTPS="") == "True"
 
 
-def test_https_can_be_disabled() -> None:
-    assert setting("settings.HTTPS", HTTPS="0") == "False"
+@pytest.mark.parametrize(
+    ("word", "value"), [("1", True), ("true", True), ("Yes", True), ("0", False), ("OFF", False)]
+)
+def test_words_for_on_and_off(word: str, value: bool) -> None:
+    assert setting("settings.HTTPS", HTTPS=word) == str(value)
+
+
+def test_secret_key_may_begin_with_a_dollar_sign() -> None:
+    key = f"${SECRET_KEY}"
+    assert setting("settings.SECRET_KEY", SECRET_KEY=key) == key
+
+
+@pytest.mark.parametrize(
+    ("environment", "header"),
+    [
+        ({}, "max-age=31536000"),
+        ({"HSTS_SUBDOMAINS": "1"}, "max-age=31536000; includeSubDomains"),
+        ({"HSTS_PRELOAD": "1"}, "max-age=31536000; includeSubDomains; preload"),
+        ({"HSTS_PRELOAD": "1", "HTTPS": "0"}, "None"),
+    ],
+)
+def test_hsts_covers_subdomains_only_on_request(environment: dict[str, str], header: str) -> None:
+    response = "__import__('django.test').test.Client().get('/static/site.css', secure=True)"
+    expression = f"{response}.headers.get('Strict-Transport-Security')"
+    assert setting(expression, ALLOWED_HOSTS="testserver", **environment) == header
 
 
 def test_lists_may_contain_spaces() -> None:
@@ -136,6 +192,24 @@ def test_log_level_applies_to_gunicorn(tmp_path: Path) -> None:
     with running_site(log=log, env=env | {"LOG_LEVEL": "error"}):
         pass
     assert log.read_text() == ""
+
+
+LOG_EVENTS = """
+import logging
+for name in ("django", "django.server", "django.request", "axes", "courses", "root"):
+    for level in (logging.INFO, logging.WARNING, logging.ERROR):
+        logging.getLogger(name).log(level, "happened")
+"""
+
+
+@pytest.mark.parametrize("debug", ["0", "1"])
+@pytest.mark.parametrize(("log_level", "lines"), [("WARNING", 12), ("ERROR", 6), ("CRITICAL", 0)])
+def test_log_level_applies_to_all_loggers_and_no_line_is_repeated(
+    log_level: str, lines: int, debug: str
+) -> None:
+    environment = {"LOG_LEVEL": log_level, "DEBUG": debug}
+    log = manage("shell", "--no-imports", "-c", LOG_EVENTS, **environment).stderr
+    assert len(log.splitlines()) == lines
 
 
 def test_json_log_has_one_object_per_line() -> None:
@@ -198,7 +272,7 @@ def test_unreachable_database_is_one_line_and_status_2_in_djangos_commands() -> 
     url = f"mysql://nobody:none@{UNREACHABLE_ADDRESS}/none"
     result = manage("migrate", DATABASE_URL=url)
     (line,) = result.stderr.splitlines()
-    assert "Check that it is running and that DATABASE_URL is correct." in line
+    assert "Check that it is running and that DATABASE_URL is correct" in line
     assert result.returncode == 2
     assert "Traceback" in manage("migrate", "--traceback", DATABASE_URL=url).stderr
 
