@@ -5,8 +5,8 @@ PORT ?= 8000
 ARGS :=
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve test check docs coverage stress registration-day test-deployment bench \
-	screenshots lock clean python servers venv production-settings
+.PHONY: help run serve test test-mysql check docs coverage stress registration-day test-deployment \
+	bench screenshots lock clean python servers venv production-settings
 
 help:  ## List the targets
 	@awk -F ':.*##  *' '/^[a-z-]+:.*##/ { printf "make %-17s %s\n", $$1, $$2 }' Makefile
@@ -35,6 +35,16 @@ clean_env := env -u DATABASE_URL -u REDIS_URL -u DEBUG -u ALLOWED_HOSTS -u DJANG
 test: .venv/.requirements-test  ## Run all tests on SQLite, then on a private MariaDB and Redis
 	$(clean_env) .venv/bin/python -m pytest $(ARGS)
 	$(clean_env) .venv/bin/python -m tests.support.servers .venv/bin/python -m pytest $(ARGS)
+
+mysql_tests := tests/enrollments/services tests/enrollments/test_adopt_sql.py \
+	tests/enrollments/test_concurrency.py tests/enrollments/test_history.py \
+	tests/enrollments/test_isolation.py tests/enrollments/test_models.py \
+	tests/enrollments/test_rebuild_counts_sql.py tests/enrollments/test_statements.py \
+	tests/courses/counts/test_drift.py tests/courses/test_fields.py tests/courses/test_managers.py \
+	tests/courses/test_transactions.py
+
+test-mysql: .venv/.requirements-test  ## Run the tests of services, rebuild and SQL scripts on MySQL
+	$(clean_env) .venv/bin/python -m tests.support.mysql .venv/bin/python -m pytest $(mysql_tests) $(ARGS)
 
 check_env := $(clean_env) DATABASE_URL=sqlite://:memory:
 

@@ -1,5 +1,5 @@
 -- Copy the courses and enrollments of an older system into this project's tables, with the
--- mariadb client. Both systems' tables are in one database, and both use auth_user (see
+-- mariadb or mysql client. Both systems' tables are in one database, and both use auth_user (see
 -- docs/adoption.md):
 --
 --     mariadb --table DATABASE < enrollments/sql/adopt.sql
@@ -8,11 +8,11 @@
 -- reads the old tables. The table adopt_report lists what was not adopted, or was changed, with
 -- the reason.
 --
--- Required privileges: CREATE, CREATE VIEW, DROP, SELECT, INSERT and DELETE on the database, and
--- UPDATE on courses_course.
+-- Required privileges: CREATE, CREATE VIEW, CREATE ROUTINE, ALTER ROUTINE, DROP, SELECT, INSERT and
+-- DELETE on the database, and UPDATE on courses_course.
 
 SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED;
-SET SESSION sql_mode = 'STRICT_TRANS_TABLES';
+SET SESSION sql_mode = 'STRICT_TRANS_TABLES', sql_safe_updates = 0, sql_big_selects = 1;
 
 -- 1. The meaning of the old tables. ADAPT THIS PART, and nothing below it.
 
@@ -50,18 +50,20 @@ CREATE TABLE adopt_report (
 ) ENGINE = InnoDB CHARACTER SET utf8mb4;
 
 DROP TABLE IF EXISTS adopt_candidate;
-CREATE TABLE adopt_candidate (
-    id BIGINT NOT NULL PRIMARY KEY,
-    title VARCHAR(200) NOT NULL,
-    slug VARCHAR(200) NOT NULL
-) ENGINE = InnoDB CHARACTER SET utf8mb4
+CREATE TABLE adopt_candidate (PRIMARY KEY (id)) ENGINE = InnoDB
+SELECT id, title, slug FROM courses_course WHERE FALSE;  -- also with its collations
+
+INSERT INTO adopt_candidate (id, title, slug)
 SELECT
     old.id,
     LEFT(old.title, 200) AS title,
     -- The id makes the slug unique. It also identifies the course when the script is repeated.
     CONCAT(
         COALESCE(NULLIF(TRIM(BOTH '-' FROM REGEXP_REPLACE(
-            LEFT(LOWER(old.title), 150), '[^a-z0-9]+', '-'
+            -- Without case, [a-z] would also match letters such as the long s.
+            LEFT(LOWER(CONVERT(old.title USING utf8mb4)), 150) COLLATE utf8mb4_bin,
+            '[^a-z0-9]+',
+            '-'
         )), ''), 'course'),
         '-', old.id
     ) AS slug
@@ -96,8 +98,10 @@ WHERE CHAR_LENGTH(old.title) > 200;
 -- 3. Enrollments, one course per transaction: lock the course, insert its rows, then set its
 --    counter in a separate statement, as the services do. Rows and counter commit together.
 
+DROP PROCEDURE IF EXISTS adopt_enrollments;
 DELIMITER //
-BEGIN NOT ATOMIC
+CREATE PROCEDURE adopt_enrollments()
+BEGIN
     DECLARE current_id BIGINT DEFAULT 0;
     DECLARE now_utc DATETIME(6) DEFAULT UTC_TIMESTAMP(6);
 
@@ -149,6 +153,8 @@ BEGIN NOT ATOMIC
     END LOOP;
 END//
 DELIMITER ;
+CALL adopt_enrollments();
+DROP PROCEDURE adopt_enrollments;
 
 -- 4. Report every old row that was not adopted or was changed. The totals at the end add up to
 --    the number of old rows.

@@ -1,4 +1,7 @@
-"""enrollments/sql/adopt.sql, run by MariaDB's own client on the tables of an older system."""
+"""enrollments/sql/adopt.sql, run by MariaDB's own client on the tables of an older system.
+
+The server is MariaDB or MySQL.
+"""
 
 import json
 import random
@@ -25,7 +28,8 @@ SCRIPT = (PROJECT / "enrollments" / "sql" / "adopt.sql").read_text()
 OLD_TABLES = """
 INSERT INTO auth_user (id, username, password, first_name, last_name, email,
     is_staff, is_active, is_superuser, date_joined)
-SELECT seq, CONCAT('student', seq), '!', '', '', '', 0, 1, 0, '2019-01-01' FROM seq_1_to_9;
+WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 9)
+SELECT n, CONCAT('student', n), '!', '', '', '', 0, 1, 0, '2019-01-01' FROM numbers;
 CREATE TABLE core_course (
     id INT PRIMARY KEY, title VARCHAR(300), total_enrollments INT NULL
 );
@@ -176,7 +180,9 @@ class TestAdoption:
 
     def test_the_privileges_in_its_header_are_sufficient(self, database: OldDatabase) -> None:
         user, password = "adopter", "only for the tests"
-        privileges = "CREATE, CREATE VIEW, DROP, SELECT, INSERT, DELETE"
+        privileges = (
+            "CREATE, CREATE VIEW, CREATE ROUTINE, ALTER ROUTINE, DROP, SELECT, INSERT, DELETE"
+        )
         with connection.cursor() as cursor:
             cursor.execute(f"CREATE USER {user} IDENTIFIED BY %s", [password])
             try:
@@ -187,6 +193,24 @@ class TestAdoption:
                 cursor.execute(f"DROP USER {user}")
         assert (process.returncode, process.stderr) == (0, "")
         assert len(database.enrollments()) == 6
+
+    def test_works_in_other_sessions(self, database: OldDatabase) -> None:
+        init_command = "--init-command=SET autocommit = 0, sql_mode = 'ANSI_QUOTES'"
+        process = mariadb_client(SCRIPT, init_command, "--safe-updates", database=database.name)
+        assert (process.returncode, process.stderr) == (0, "")
+        assert len(database.enrollments()) == 6
+        assert database.drifted_courses() == []
+
+    def test_tables_may_have_other_collations(self, database: OldDatabase) -> None:
+        database.query(
+            "ALTER TABLE courses_course CONVERT TO CHARACTER SET utf8mb4 "
+            "COLLATE utf8mb4_unicode_ci; "
+            "ALTER TABLE core_enrollments CONVERT TO CHARACTER SET latin1; "
+            "INSERT INTO core_course (id, title) VALUES (7, 'Meſſen in Kelvin')"
+        )
+        database.adopt()
+        assert len(database.enrollments()) == 6
+        assert database.courses()[-1] == ["7", "me-en-in-kelvin-7", "16", "0"]
 
 
 class TestRepeatedRun:
@@ -237,8 +261,9 @@ class TestConcurrentWriters:
             run_sql(
                 database,
                 "CREATE TABLE core_course (id INT PRIMARY KEY, title VARCHAR(300)); "
-                "INSERT INTO core_course SELECT seq, CONCAT('Old ', seq) "
-                f"FROM seq_1_to_{self.NUMBER_OF_COURSES}; "
+                "INSERT INTO core_course WITH RECURSIVE numbers (n) AS "
+                "(SELECT 1 UNION ALL SELECT n + 1 FROM numbers "
+                f"WHERE n < {self.NUMBER_OF_COURSES}) SELECT n, CONCAT('Old ', n) FROM numbers; "
                 "CREATE TABLE core_enrollments (id INT AUTO_INCREMENT PRIMARY KEY, "
                 "student_id INT, course_id INT, status VARCHAR(20), created_at DATETIME, "
                 f"KEY (course_id));{SCRIPT}",

@@ -1,4 +1,4 @@
-"""enrollments/sql/rebuild_counts.sql, run by MariaDB's own client."""
+"""enrollments/sql/rebuild_counts.sql, run by MariaDB's own client on MariaDB or MySQL."""
 
 import random
 import time
@@ -130,22 +130,36 @@ class TestSession:
     def test_keeps_the_isolation_level_and_does_not_wait_for_correct_courses(
         self, courses: dict[str, Course], level: str
     ) -> None:
-        level = level.replace(" ", "-")
-        init_command = f"SET tx_isolation = '{level}', innodb_lock_wait_timeout = 2"
         with transaction.atomic():
             Course.objects.select_for_update().get(title="Correct")
             row = Enrollment.objects.filter(course=courses["Correct"]).first()
             Enrollment.objects.select_for_update().get(pk=row.pk)
             process = mariadb_client(
-                f"{SCRIPT}\nSELECT @@SESSION.tx_isolation;", f"--init-command={init_command}"
+                f"SET SESSION TRANSACTION ISOLATION LEVEL {level};"
+                # Its name on MariaDB is tx_isolation, on MySQL transaction_isolation.
+                f"{SCRIPT}\nSHOW SESSION VARIABLES LIKE 't%\\_isolation';",
+                "--init-command=SET innodb_lock_wait_timeout = 2",
             )
         assert (process.returncode, process.stderr) == (0, "")
-        assert process.stdout.splitlines()[-1] == level
+        assert process.stdout.split()[-1] == level.replace(" ", "-")
         assert drift_by_title() == {}
 
-    def test_works_without_autocommit(self, courses: dict[str, Course]) -> None:
-        assert run_script("--init-command=SET autocommit = 0").drifted_after == 0
+    @pytest.mark.parametrize(
+        "option",
+        [
+            "--init-command=SET autocommit = 0",
+            "--init-command=SET sql_mode = 'ANSI_QUOTES'",
+            "--safe-updates",
+        ],
+    )
+    def test_works_in_other_sessions(self, courses: dict[str, Course], option: str) -> None:
+        assert run_script(option).drifted_after == 0
         assert drift_by_title() == {}
+
+    def test_keeps_the_limits_of_safe_updates(self) -> None:
+        variables = "@@sql_safe_updates, @@sql_big_selects, @@sql_select_limit"
+        process = mariadb_client(f"{SCRIPT}\nSELECT {variables};", "--safe-updates")
+        assert process.stdout.splitlines()[-1] == "1\t0\t1000"
 
     def test_the_privileges_in_its_header_are_sufficient(self, courses: dict[str, Course]) -> None:
         user, password = "rebuilder", "only for the tests"

@@ -147,7 +147,7 @@ def create_data(*, folder: Path, password: str) -> Path:
         command=[
             "mariadb-install-db",
             "--no-defaults",
-            *_data_options(folder=folder),
+            *data_options(folder=folder),
             # root can connect only through the private socket.
             "--auth-root-authentication-method=socket",
             "--skip-test-db",
@@ -180,7 +180,7 @@ def create_certificate(*, folder: Path) -> tuple[Path, Path]:
 def mariadbd_options(*, folder: Path, port: int) -> list[str]:
     certificate, key = create_certificate(folder=folder)
     return [
-        *_data_options(folder=folder),
+        *data_options(folder=folder),
         f"--ssl-cert={certificate}",
         f"--ssl-key={key}",
         f"--bind-address={HOST}",
@@ -192,7 +192,7 @@ def mariadbd_options(*, folder: Path, port: int) -> list[str]:
     ]
 
 
-def _data_options(*, folder: Path) -> list[str]:
+def data_options(*, folder: Path) -> list[str]:
     options = [f"--datadir={folder / 'data'}", f"--tmpdir={folder}", "--skip-name-resolve"]
     return [*options, "--user=root"] if os.geteuid() == 0 else options
 

@@ -96,7 +96,13 @@ def wait_for_lock_waits(number: int, *, on_poll: Callable[[], None] = lambda: No
 
 def deadlocks() -> int:
     """Return InnoDB's count of deadlocks since the server started."""
-    return _global_status("Innodb_deadlocks")
+    if connection.mysql_is_mariadb:
+        return _global_status("Innodb_deadlocks")
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT count FROM information_schema.innodb_metrics WHERE name = 'lock_deadlocks'"
+        )
+        return int(cursor.fetchone()[0])
 
 
 def _global_status(name: str) -> int:
