@@ -1,6 +1,8 @@
 """Convert the `student` and `course` arguments of services to primary keys."""
 
 from collections.abc import Iterable
+from decimal import Decimal
+from numbers import Integral
 from typing import Any
 
 from django.contrib.auth import get_user_model
@@ -9,6 +11,9 @@ from django.db import connection
 from django.db.models import IntegerField, Model
 
 from courses.models import Course
+
+# Django would convert some of these to the key of another object: 1.5, True and b"1" to 1.
+_OTHER_TYPES = (Model, bool, float, Decimal, bytes)
 
 
 def course_key(course: Course | int) -> Any:
@@ -23,9 +28,7 @@ def student_key(student: Model | int) -> Any:
 
 def student_keys(students: Iterable[Model | int]) -> list[Any]:
     model = get_user_model()
-    keys: list[Any] = [
-        student.pk if isinstance(student, model) else student for student in students
-    ]
+    keys = [_instance_key(student, model) for student in students]
     if {*map(type, keys)} == {int} and isinstance(model._meta.pk, IntegerField):
         # Integer keys only need a range check.
         for key in (min(keys), max(keys)):
@@ -34,18 +37,29 @@ def student_keys(students: Iterable[Model | int]) -> list[Any]:
     return [_to_key(key, model) for key in keys]
 
 
+def _instance_key(value: Any, model: Any) -> Any:
+    # A child of the model can have a primary key of its own.
+    return getattr(value, model._meta.pk.attname) if isinstance(value, model) else value
+
+
 def _to_key(value: Any, model: Any) -> Any:
+    """Convert an instance, a key, or the exact text of a key, such as "1" but not "01"."""
     if isinstance(value, model):
-        return value.pk
-    if isinstance(value, (Model, bool, float)):
+        key = _instance_key(value, model)
+        # What was read from the database needs no check.
+        return _to_key(key, model) if value._state.adding else key
+    if isinstance(value, _OTHER_TYPES):
         raise TypeError(
             f"Expected a {model.__name__} or its primary key, not a {type(value).__name__}."
         )
+    field = model._meta.pk
     try:
-        key = model._meta.pk.to_python(value)
-        model._meta.pk.run_validators(key)
+        key = field.to_python(value)
+        field.run_validators(key)
         # MySQL rejects keys that its columns cannot hold, and 0.
-        model._meta.pk.get_db_prep_value(key, connection)
-    except (ValidationError, ValueError):
-        raise model.DoesNotExist(f"{model.__name__} {value!r} does not exist.") from None
+        field.get_db_prep_value(key, connection)
+    except (ValidationError, ValueError, OverflowError):
+        key = None
+    if key is None or not isinstance(value, (str, Integral, type(key))) or str(value) != str(key):
+        raise model.DoesNotExist(f"{model.__name__} {value!r:.100} does not exist.")
     return key

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import AnonymousUser, User
 
-from courses.models import Course
+from courses.models import Course, Subject
 from enrollments.models import Enrollment
 from enrollments.services import (
     Registration,
@@ -43,6 +44,12 @@ SERVICE_CALLS: dict[str, ServiceCall] = {
     "unenroll_many": lambda student, course: unenroll_many(course=course, students=[student]),
     "register_many": register,
 }
+
+
+class OtherInteger(int):
+    """An integer of another type, such as those of NumPy."""
+
+
 every_service = pytest.mark.parametrize("call", SERVICE_CALLS.values(), ids=SERVICE_CALLS.keys())
 
 
@@ -116,12 +123,59 @@ class TestInvalidStudentKey:
         with pytest.raises(User.DoesNotExist):
             erase_student(student=key)
 
+
+class TestOtherFormsOfAKey:
+    """Django's `get(pk=…)` converts all of these to the key of a student or course."""
+
+    @every_service
+    @pytest.mark.parametrize("form", [int, str, OtherInteger])
+    def test_an_integer_or_its_text_is_a_key(
+        self, student: User, course: Course, call: ServiceCall, form: Callable[[int], Any]
+    ) -> None:
+        enroll(student=student, course=course)
+        call(form(student.pk), form(course.pk))
+        assert Enrollment.objects.count() == 1
+
+    @every_service
+    @pytest.mark.parametrize("text", ["0{}", "+{}", " {}", "{}\n", "{}_0", "{}.0"])
+    def test_another_text_is_not(
+        self, call: ServiceCall, student: User, course: Course, text: str
+    ) -> None:
+        with pytest.raises(User.DoesNotExist, match=r"^User '.*' does not exist\.$"):
+            call(text.format(student.pk), course)
+        with pytest.raises(Course.DoesNotExist, match=r"^Course '.*' does not exist\.$"):
+            call(student, text.format(course.pk))
+        assert not Enrollment.objects.exists()
+
     @every_service
     @pytest.mark.parametrize(
-        "student", [Course(), True, 7.5], ids=["another model", "bool", "float"]
+        "form",
+        [
+            float,
+            Decimal,
+            lambda pk: pk + Decimal("0.5"),
+            lambda pk: Decimal("Infinity"),
+            lambda pk: float("nan"),
+            lambda pk: str(pk).encode(),
+            lambda pk: True,
+            lambda pk: Subject(pk=pk),
+        ],
     )
     def test_a_value_of_another_type_raises_type_error(
-        self, course: Course, call: ServiceCall, student: Any
+        self, student: User, course: Course, call: ServiceCall, form: Callable[[int], Any]
     ) -> None:
-        with pytest.raises(TypeError, match=f"User.* {type(student).__name__}"):
-            call(student, course)
+        with pytest.raises(TypeError, match=f"User.* {type(form(1)).__name__}"):
+            call(form(student.pk), course)
+        with pytest.raises(TypeError, match=f"Course.* {type(form(1)).__name__}"):
+            call(student, form(course.pk))
+        assert not Enrollment.objects.exists()
+
+    @every_service
+    def test_an_instance_that_was_not_read_is_checked_like_its_key(
+        self, student: User, course: Course, call: ServiceCall
+    ) -> None:
+        enroll(student=User(pk=str(student.pk)), course=course)
+        call(User(pk=str(student.pk)), Course(pk=str(course.pk)))
+        assert Enrollment.objects.count() == 1
+        with pytest.raises(User.DoesNotExist):
+            call(User(pk=f"0{student.pk}"), course)
