@@ -142,7 +142,8 @@ def _origin(request: HttpRequest) -> Origin:
     return Origin(Source.ADMIN, request.user.get_username())
 
 
-admin.site.unregister(get_user_model())
+if admin.site.is_registered(get_user_model()):  # Django registers its own model only.
+    admin.site.unregister(get_user_model())
 
 
 @admin.register(get_user_model())

@@ -90,6 +90,14 @@ def make_enrollment(student_id: Any, course_id: Any, row: Row) -> Enrollment:
     return enrollment
 
 
+def insert_requires_student(student_id: Any) -> bool:
+    """Return whether inserting a row fails at once if the student does not exist.
+
+    SQLite checks foreign keys at COMMIT. In MariaDB and MySQL, "ABC" refers to the key "abc".
+    """
+    return not (connection.features.can_defer_constraint_checks or isinstance(student_id, str))
+
+
 def require_students(student_ids: Sequence[Any]) -> None:
     """Raise the user model's DoesNotExist if one of the students does not exist."""
     model = get_user_model()
@@ -98,7 +106,7 @@ def require_students(student_ids: Sequence[Any]) -> None:
     for chunk in chunks(student_ids):
         missing.difference_update(users.filter(pk__in=chunk).values_list("pk", flat=True))
     if missing:
-        raise model.DoesNotExist(f"User {format_keys(missing)} does not exist.")
+        raise model.DoesNotExist(f"{model.__name__} {format_keys(missing)} does not exist.")
 
 
 def chunks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:

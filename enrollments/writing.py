@@ -66,8 +66,7 @@ def _is_own_result(earlier: Any, latest: Any) -> bool:
 @retry_transaction(is_own_result=_is_own_result)
 def enroll_student(student_id: Any, course_id: Any, context: EventContext) -> WriteResult:
     """Enroll one student. A new row takes one UPDATE of the course and two INSERTs."""
-    if connection.features.can_defer_constraint_checks:
-        # This database would only notice a missing student at COMMIT.
+    if not rows.insert_requires_student(student_id):
         rows.require_students([student_id])
     # TAKE_SEAT locks the course, so everything else is prepared before it.
     values = RowValues(Enrollment.Status.ACTIVE, context.created_at, None)
@@ -265,11 +264,14 @@ _UPDATE_OUTCOMES = {1: Outcome.REENROLLED, 0: Outcome.UPDATED, -1: Outcome.WITHD
 
 def _require_students_without_row(change: _Change) -> None:
     """Raise the user model's DoesNotExist for a student who has no row and does not exist."""
-    without_row = [student_id for student_id in change.outcomes if student_id not in change.rows]
-    if not connection.features.can_defer_constraint_checks:
-        # This database checks the foreign keys of inserted rows at once.
-        without_row = [key for key in without_row if key not in change.inserts]
-    rows.require_students(without_row)
+    rows.require_students(
+        [
+            key
+            for key in change.outcomes
+            if key not in change.rows
+            and not (key in change.inserts and rows.insert_requires_student(key))
+        ]
+    )
 
 
 def _insert(course: Course, change: _Change) -> None:

@@ -81,7 +81,8 @@ class BoundedChangeList(ChangeList):
         ]
         for lookup in self.get_filters_params():
             # Django would filter by any column in the address, with or without an index.
-            if lookup.split("__")[0] not in names and not lookup.endswith("__id__exact"):
+            is_related = lookup.endswith(("__id__exact", "__pk__exact"))
+            if lookup.split("__")[0] not in names and not is_related:
                 raise IncorrectLookupParameters
         return super().get_filters(request)
 

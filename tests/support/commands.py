@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from django.apps import apps
+from django.contrib.auth import get_user_model
 from django.db import connection
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
@@ -101,7 +102,8 @@ def assert_usage_error(result: subprocess.CompletedProcess[str], reason: str) ->
 
 def all_rows() -> dict[str, list[tuple[Any, ...]]]:
     """Return all rows of the tables that commands write to, by model."""
-    names = ("auth.User", "courses.Subject", "courses.Course", "enrollments.Enrollment")
+    user = get_user_model()._meta.label
+    names = (user, "courses.Subject", "courses.Course", "enrollments.Enrollment")
     return {
         name: list(apps.get_model(name)._default_manager.order_by("pk").values_list())
         for name in names

@@ -3,18 +3,19 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from django.contrib.auth.models import User
+from django.contrib.auth import get_user_model
 from django.db import transaction
 
 from courses.models import Course
 from enrollments.history import Origin, Source
 from enrollments.models import EnrollmentEvent
 
+User = get_user_model()
 # The types of the factory fixtures.
 MakeCourse = Callable[..., Course]
 MakeStudents = Callable[[int], list[User]]
 
-MISSING_PK = 10**8  # no user and no course has this primary key
+MISSING_PK = User._meta.pk.to_python(10**8)  # no user and no course has this primary key
 BY_ANNA = Origin(Source.ADMIN, "anna")
 
 

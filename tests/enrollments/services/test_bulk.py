@@ -4,7 +4,6 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
-from django.contrib.auth.models import User
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
@@ -26,6 +25,7 @@ from tests.support.enrollments import (
     MISSING_PK,
     MakeCourse,
     MakeStudents,
+    User,
     rolled_back,
     stored_count,
 )

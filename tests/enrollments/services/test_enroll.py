@@ -1,5 +1,4 @@
 import pytest
-from django.contrib.auth.models import User
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
@@ -7,7 +6,7 @@ from django.utils import timezone
 from courses.models import Course
 from enrollments.models import Enrollment
 from enrollments.services import CourseFull, enroll, set_status, unenroll
-from tests.support.enrollments import MISSING_PK, MakeCourse, MakeStudents, stored_count
+from tests.support.enrollments import MISSING_PK, MakeCourse, MakeStudents, User, stored_count
 
 
 class TestNewEnrollment:

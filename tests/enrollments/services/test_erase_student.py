@@ -1,9 +1,8 @@
 import pytest
-from django.contrib.auth.models import User
 
 from enrollments.models import Enrollment
 from enrollments.services import enroll_many, erase_student, set_status, unenroll
-from tests.support.enrollments import MISSING_PK, MakeCourse, MakeStudents, stored_count
+from tests.support.enrollments import MISSING_PK, MakeCourse, MakeStudents, User, stored_count
 
 
 def test_deletes_the_student_rows_of_every_status_and_updates_the_counters(

@@ -6,7 +6,6 @@ Hypothesis shrinks a failing sequence to the shortest one that still fails.
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import User
 from django.db import transaction
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -36,7 +35,7 @@ from enrollments.services import (
     unenroll,
     unenroll_many,
 )
-from tests.support.enrollments import set_stored_count
+from tests.support.enrollments import User, set_stored_count
 from tests.support.history import history_mismatches
 
 NUMBER_OF_STUDENTS = 4
