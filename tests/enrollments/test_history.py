@@ -313,6 +313,12 @@ def all_values(model: type[Model]) -> list[dict[str, Any]]:
         lambda event: EnrollmentEvent.objects.update(actor="another user"),
         lambda event: EnrollmentEvent.objects.all().delete(),
         lambda event: event.student.enrollment_events.all().delete(),
+        lambda event: event.student.enrollment_events.create(action="erased"),
+        lambda event: event.student.enrollment_events.clear(),
+        lambda event: event.student.enrollment_events.clear(bulk=False),
+        lambda event: event.course.enrollment_events.set([]),
+        lambda event: event.course.enrollment_events.remove(event),
+        lambda event: event.course.enrollment_events.add(event),
     ],
     ids=[
         "save",
@@ -321,6 +327,12 @@ def all_values(model: type[Model]) -> list[dict[str, Any]]:
         "update",
         "all().delete",
         "student.enrollment_events.all().delete",
+        "student.enrollment_events.create",
+        "student.enrollment_events.clear",
+        "student.enrollment_events.clear(bulk=False)",
+        "course.enrollment_events.set",
+        "course.enrollment_events.remove",
+        "course.enrollment_events.add",
     ],
 )
 def test_events_cannot_be_written_directly(

@@ -88,6 +88,21 @@ class TestDirectWrites:
                 id="course.enrollments.add(bulk=False)",
             ),
             pytest.param(
+                lambda row: row.course.enrollments.set([row]),
+                "set_status",
+                id="course.enrollments.set",
+            ),
+            pytest.param(
+                lambda row: row.course.enrollments.get_or_create(student=row.student),
+                "enroll",
+                id="course.enrollments.get_or_create",
+            ),
+            pytest.param(
+                lambda row: row.student.enrollments.update_or_create(course=row.course),
+                "enroll",
+                id="student.enrollments.update_or_create",
+            ),
+            pytest.param(
                 lambda row: row.student.enrollments.update(status="withdrawn"),
                 "set_status",
                 id="student.enrollments.update",
