@@ -178,7 +178,7 @@ class BoundedAdmin(admin.ModelAdmin):
     def _filtering_objects(self, changelist: ChangeList) -> Iterator[str]:
         for lookup, values in changelist.get_filters_params().items():
             name, _, suffix = lookup.partition("__")
-            if suffix == "id__exact":
+            if suffix in ("id__exact", "pk__exact"):
                 model = self.opts.get_field(name).related_model
                 keys = [key for key in values if _is_key(model, key)]
                 yield from map(str, model._default_manager.filter(pk__in=keys))

@@ -104,6 +104,8 @@ def test_pages_can_be_opened(
         f"{autocomplete}=courses&model_name=course&field_name=instructor",
     ):
         assert staff_client.get(url).status_code == 200, url
+    events = staff_client.get(f"{EVENTS}?student__pk__exact={student.pk}")
+    assert events.context["cl"].title == f"Enrollment events: {student}"
 
 
 def test_the_admin_enrolls_and_withdraws(
