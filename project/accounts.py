@@ -1,6 +1,6 @@
 """Sign-in, sign-out and sign-up, with a limit on failed sign-ins by django-axes."""
 
-from ipaddress import ip_address
+from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Any
 
 from django.conf import settings
@@ -20,16 +20,19 @@ from django.views.generic import FormView
 def client_address(request: HttpRequest) -> str | None:
     """Return the visitor's address as the outermost of settings.PROXIES reported it.
 
-    Return None if that is not an IP address.
+    An IPv6 address is that of its /64 network, because one visitor has all addresses of a network.
+    Return None if the proxy did not report an IP address.
     """
     forwarded = request.headers.get("X-Forwarded-For", "").split(",")
     hops = [*forwarded, request.META.get("REMOTE_ADDR", "")]
     # Visitors can forge the addresses before the one that the outermost proxy appended.
-    address = hops[-1 - settings.PROXIES :][0].strip()
     try:
-        return str(ip_address(address))
+        address = ip_address(hops[-1 - settings.PROXIES :][0].strip())
     except ValueError:
         return None
+    if isinstance(address, IPv6Address):
+        address = address.ipv4_mapped or IPv6Network((int(address), 64), strict=False)[0]
+    return str(address)
 
 
 def submitted_username(request: HttpRequest, credentials: dict[str, Any] | None = None) -> str:

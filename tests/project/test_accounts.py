@@ -10,6 +10,7 @@ from django.utils import timezone
 
 from project.accounts import client_address
 from tests.support.pages import visible_text
+from tests.support.site import Visitor
 from tests.support.threads import ConcurrentThread
 
 PASSWORD = "corr3ct-horse"
@@ -130,6 +131,25 @@ def test_failures_are_counted_for_the_address_behind_the_proxy(
     assert list(addresses) == ["192.0.2.1", "192.0.2.2"]
 
 
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("path", ["/accounts/sign-in/", "/admin/login/"])
+def test_an_ipv6_network_is_locked_out_as_a_whole(
+    live_server: Any, anna: Any, django_user_model: Any, settings: Any, path: str
+) -> None:
+    settings.PROXIES = 1
+    django_user_model.objects.update(is_staff=True)
+    visitor = Visitor(live_server.url)
+
+    def try_from(address: str, password: str = "guess") -> int:
+        form = {"username": "anna", "password": password}
+        return visitor.post(path, form, X_Forwarded_For=f"192.0.2.1, {address}").status_code
+
+    statuses = [try_from(f"2001:db8:1:2:{number}::{number}") for number in range(1, 11)]
+    assert statuses == [200] * 9 + [429]
+    assert try_from("2001:db8:1:2::ffff", PASSWORD) == 429
+    assert try_from("2001:db8:1:3::1", PASSWORD) == 302
+
+
 def test_successful_sign_in_resets_the_failures(client: Client, anna: Any) -> None:
     for _ in range(9):
         sign_in(client, "guess")
@@ -147,7 +167,11 @@ def test_successful_sign_in_resets_the_failures(client: Client, anna: Any) -> No
         (2, "198.51.100.1, 10.0.0.1", "198.51.100.1"),
         (3, "198.51.100.1", "198.51.100.1"),
         (1, "nonsense", None),
-        (1, "2001:db8::1", "2001:db8::1"),
+        # A provider assigns at least a /64 to each of its customers.
+        (1, "2001:db8::1", "2001:db8::"),
+        (1, "2001:db8:0:1:ffff::1", "2001:db8:0:1::"),
+        (1, "fe80::1%eth0", "fe80::"),
+        (1, "::ffff:198.51.100.1", "198.51.100.1"),
     ],
 )
 def test_client_address_trusts_only_own_proxies(

@@ -1,4 +1,4 @@
-"""Run the site with gunicorn.conf.py, as in production, on a free port."""
+"""Run the site with gunicorn.conf.py, as in production, and visit a site over HTTP."""
 
 import os
 import subprocess
@@ -10,11 +10,43 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
+import requests
+
 from tests.support.commands import PROJECT
 from tests.support.programs import ServerError
 from tests.support.servers import HOST, free_port
 
 TIMEOUT_SECONDS = 30
+
+
+class Visitor:
+    """A browser without JavaScript. It keeps its cookies and follows no redirects."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._session = requests.Session()
+        self._session.trust_env = False  # no proxies
+
+    def get(self, path: str, **headers: str) -> requests.Response:
+        return self._request("GET", path, None, headers)
+
+    def post(self, path: str, form: Mapping[str, object], **headers: str) -> requests.Response:
+        """Send a form with the token of the page, which is requested first."""
+        self.get(path, **headers)
+        token = self._session.cookies.get("csrftoken", "")
+        return self._request("POST", path, {"csrfmiddlewaretoken": token, **form}, headers)
+
+    def _request(
+        self, method: str, path: str, form: Mapping[str, object] | None, headers: Mapping[str, str]
+    ) -> requests.Response:
+        return self._session.request(
+            method,
+            f"{self._url}{path}",
+            data=form,
+            headers={name.replace("_", "-"): value for name, value in headers.items()},
+            allow_redirects=False,
+            timeout=TIMEOUT_SECONDS,
+        )
 
 
 @contextmanager

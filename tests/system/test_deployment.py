@@ -119,7 +119,9 @@ def nginx_command(folder: Path, http_port: int, https_port: int) -> list[Any]:
     )
     (folder / "nginx.conf").write_text(
         f"{user} daemon off; pid {folder}/pid; error_log stderr; events {{}}\n"
-        f"http {{ access_log off; {temporary_folders} include {folder}/site.conf; }}\n"
+        # Let tests choose the visitor's address.
+        f"http {{ set_real_ip_from {HOST}; real_ip_header Test-Address; access_log off;\n"
+        f"{temporary_folders} include {folder}/site.conf; }}\n"
     )
     return [find_program("nginx"), "-p", folder, "-e", "stderr", "-c", folder / "nginx.conf"]
 
@@ -184,6 +186,20 @@ def test_request_bodies_are_short_and_never_stored(site: Site, tmp_path: Path) -
         connection.request("POST", "/accounts/sign-in/", "x" * 100_000, headers)
         time.sleep(0.5)
         assert not [path for path in (tmp_path / "client_body").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("path", ["/accounts/sign-in/", "/accounts/sign-up/", "/admin/login/"])
+def test_account_forms_are_limited_per_network(site: Site, path: str) -> None:
+    def send(address: str, method: str = "POST") -> int:
+        return site.request(path, method=method, Test_Address=address).status
+
+    # Django rejects these forms with 403, because they have no token.
+    passed = next(n for n in range(300) if send(f"2001:db8:0:1:a:b:c:{n:x}") == 429)
+    assert passed > 60
+    assert send("2001:db8:0:1:a:b:c:ffff", "GET") != 429
+    assert site.request("/", Test_Address="2001:db8:0:1:a:b:c:ffff").status == 200
+    for address in ("2001:db8:0:2:a:b:c:d", "2001:db8::1", "::1", "192.0.2.1"):
+        assert send(address) == 403
 
 
 def test_no_request_fails_during_a_reload(site: Site) -> None:
