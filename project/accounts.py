@@ -40,6 +40,13 @@ def submitted_username(request: HttpRequest, credentials: dict[str, Any] | None 
     return str((credentials or request.POST).get("username") or "")[:255]
 
 
+def describe_client(
+    username: str, address: str | None, user_agent: str, path: str, request: HttpRequest
+) -> str:
+    """Name the client in the log lines of django-axes, in one line without control characters."""
+    return f"user {username!r} from {address} at {path!r}"
+
+
 class SignInForm(AuthenticationForm):
     """Sign-in form whose error is described by the field that has the focus."""
 

@@ -235,6 +235,7 @@ AXES_RESET_ON_SUCCESS = True
 AXES_DISABLE_ACCESS_LOG = True
 AXES_ENABLE_ADMIN = False  # it would also list the logs that are never filled
 AXES_VERBOSE = False
+AXES_CLIENT_STR_CALLABLE = "project.accounts.describe_client"
 AXES_LOCKOUT_TEMPLATE = "accounts/locked_out.html"
 AXES_CLIENT_IP_CALLABLE = "project.accounts.client_address"
 AXES_USERNAME_CALLABLE = "project.accounts.submitted_username"

@@ -150,6 +150,18 @@ def test_an_ipv6_network_is_locked_out_as_a_whole(
     assert try_from("2001:db8:1:3::1", PASSWORD) == 302
 
 
+def test_lockout_log_lines_name_user_and_address_but_no_password(
+    client: Client, db: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    form = {"username": "anna\r\n2026 ERROR\u2028forged", "password": "secret-guess"}
+    for _ in range(10):
+        client.post("/accounts/sign-in/?password=secret-guess", form)
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("axes")]
+    who = r"user 'anna\r\n2026 ERROR\u2028forged' from 127.0.0.1 at '/accounts/sign-in/'"
+    assert f"AXES: Locking out {who} after repeated login failures." in lines
+    assert [line for line in lines if who not in line or "secret" in line] == []
+
+
 def test_successful_sign_in_resets_the_failures(client: Client, anna: Any) -> None:
     for _ in range(9):
         sign_in(client, "guess")
