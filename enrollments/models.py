@@ -1,4 +1,4 @@
-"""Enrollments, and their history."""
+"""Enrollments, their history, and self-registered students."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -76,6 +76,31 @@ class Enrollment(models.Model):
 
     save = forbid_write("save", "enroll() or set_status()")
     delete = forbid_write("delete", "unenroll() or erase_student()")
+
+
+class SelfRegistration(models.Model):
+    """An account whose owner signed up under any name, until staff confirm who it is.
+
+    An import does not enroll such an account, because its name may be another student's number.
+    """
+
+    user = models.OneToOneField(
+        settings.AUTH_USER_MODEL,
+        models.CASCADE,
+        primary_key=True,
+        related_name="self_registration",
+    )
+    created_at = models.DateTimeField()
+    address = models.GenericIPAddressField(
+        null=True, help_text="For the limit of sign-ups per hour. Deleted afterwards."
+    )
+
+    class Meta:
+        verbose_name = "self-registration"
+        indexes = [models.Index(fields=["address", "created_at"], name="self_registration_recent")]
+
+    def __str__(self) -> str:
+        return str(self.user)
 
 
 class NullableRelatedDescriptor(ForwardManyToOneDescriptor):

@@ -225,6 +225,13 @@ AUTH_PASSWORD_VALIDATORS = [
         "NumericPasswordValidator",
     )
 ]
+_sign_up = os.environ.get("SIGN_UP") or ("open" if DEBUG else "closed")
+if _sign_up not in ("open", "closed"):
+    raise ImproperlyConfigured(f"SIGN_UP must be open or closed, not {_sign_up!r}.")
+SIGN_UP_OPEN = _sign_up == "open"
+SIGN_UPS_PER_HOUR = _number("SIGN_UPS_PER_HOUR", default=60)  # from one address
+if SIGN_UPS_PER_HOUR < 1:
+    raise ImproperlyConfigured("SIGN_UPS_PER_HOUR must be 1 or more. SIGN_UP=closed allows none.")
 # django-axes counts failed sign-ins in the database, because Redis is optional.
 AXES_FAILURE_LIMIT = 10
 AXES_COOLOFF_TIME = timedelta(minutes=15)

@@ -9,11 +9,17 @@ from django.db import Error
 register = template.Library()
 
 
-# A tag and not a context processor: Django renders 500.html without a request.
+# Tags and not a context processor: Django renders 500.html without a request.
 @register.simple_tag
 def site_name() -> str:
     """Return the name of the site, as set in settings.SITE_NAME."""
     return settings.SITE_NAME
+
+
+@register.simple_tag
+def is_sign_up_open() -> bool:
+    """Return whether visitors can create accounts, as set in settings.SIGN_UP_OPEN."""
+    return settings.SIGN_UP_OPEN
 
 
 @register.simple_tag(takes_context=True)

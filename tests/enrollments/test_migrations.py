@@ -8,7 +8,7 @@ from django.db import connection
 from django.db.migrations.executor import MigrationExecutor
 from django.utils import timezone
 
-LATEST = "0003_event_names"
+LATEST = "0004_self_registration"
 PREVIOUS = "0002_enrollment_history"
 
 

@@ -1,4 +1,5 @@
 from datetime import timedelta
+from itertools import count
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from django.db.models.signals import pre_save
 from django.test import Client, RequestFactory
 from django.utils import timezone
 
+from enrollments.models import SelfRegistration
 from project.accounts import client_address
 from tests.support.pages import visible_text
 from tests.support.site import Visitor
@@ -20,6 +22,11 @@ SIGN_UP_FORM = {"username": "anna", "password1": PASSWORD, "password2": PASSWORD
 @pytest.fixture
 def anna(django_user_model: Any) -> Any:
     return django_user_model.objects.create_user("anna", password=PASSWORD)
+
+
+@pytest.fixture(autouse=True)
+def open_sign_up(settings: Any) -> None:
+    settings.SIGN_UP_OPEN = True
 
 
 def sign_in(client: Client, password: str = PASSWORD, **extra: Any) -> Any:
@@ -53,6 +60,9 @@ def test_next_cannot_redirect_to_another_site(client: Client, anna: Any, page: s
         ({"password1": "1234", "password2": "1234"}, "This password is too short."),
         ({"username": "ANNA"}, "A user with that username already exists."),
         ({"is_staff": "1", "is_superuser": "1", "username": "a b"}, "Enter a valid username."),
+        ({"username": "\N{CYRILLIC SMALL LETTER A}nna"}, "unaccented lowercase a-z"),
+        ({"username": "ann\N{LATIN SMALL LETTER A WITH ACUTE}"}, "unaccented lowercase a-z"),
+        ({"username": "\N{FULLWIDTH LATIN SMALL LETTER A}nna"}, "username already exists."),
     ],
 )
 def test_sign_up_reports_invalid_input(
@@ -61,6 +71,66 @@ def test_sign_up_reports_invalid_input(
     response = client.post("/accounts/sign-up/", SIGN_UP_FORM | {"username": "ben"} | changes)
     assert (response.status_code, error in visible_text(response)) == (200, True)
     assert get_user_model().objects.count() == 1
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_sign_up_is_offered_only_if_it_is_open(
+    client: Client, db: None, settings: Any, is_open: bool
+) -> None:
+    settings.SIGN_UP_OPEN = is_open
+    pages = [client.get(path) for path in ("/", "/accounts/sign-in/")]
+    assert ['href="/accounts/sign-up/' in page.content.decode() for page in pages] == [is_open] * 2
+    assert ("Ask your school for one." in visible_text(pages[1])) is not is_open
+    assert client.get("/accounts/sign-up/").status_code == (200 if is_open else 404)
+    assert client.post("/accounts/sign-up/", SIGN_UP_FORM).status_code == (302 if is_open else 404)
+    assert get_user_model().objects.exists() is is_open
+
+
+@pytest.mark.django_db(transaction=True)
+def test_sign_ups_are_limited_per_network_and_hour(live_server: Any, settings: Any) -> None:
+    settings.PROXIES = 1
+    settings.SIGN_UPS_PER_HOUR = 3
+    numbers = count(1)
+
+    def sign_up_from(address: str) -> Any:
+        form = SIGN_UP_FORM | {"username": f"visitor{next(numbers)}"}
+        return Visitor(live_server.url).post("/accounts/sign-up/", form, X_Forwarded_For=address)
+
+    responses = [sign_up_from(f"2001:db8:1:2::{number}") for number in range(1, 6)]
+    assert [response.status_code for response in responses] == [302] * 3 + [429] * 2
+    assert 3500 < int(responses[-1].headers["Retry-After"]) <= 3600
+    assert "Try again in 60 minutes, or ask your school" in responses[-1].text
+    assert sign_up_from("2001:db8:1:3::1").status_code == 302
+    an_hour_ago = timezone.now() - timedelta(hours=1)
+    SelfRegistration.objects.filter(user__username="visitor1").update(created_at=an_hour_ago)
+    assert sign_up_from("2001:db8:1:2::9").status_code == 302
+    assert sign_up_from("2001:db8:1:2::9").status_code == 429
+    assert list(
+        SelfRegistration.objects.order_by("pk").values_list("user__username", "address")
+    ) == [
+        ("visitor1", None),
+        ("visitor2", "2001:db8:1:2::"),
+        ("visitor3", "2001:db8:1:2::"),
+        ("visitor6", "2001:db8:1:3::"),
+        ("visitor7", "2001:db8:1:2::"),
+    ]
+    assert get_user_model().objects.count() == 5
+
+
+@pytest.mark.django_db(transaction=True)
+def test_concurrent_sign_ups_do_not_exceed_the_limit(client: Client, settings: Any) -> None:
+    settings.SIGN_UPS_PER_HOUR = 2
+    Client().post("/accounts/sign-up/", SIGN_UP_FORM)
+    forms = [SIGN_UP_FORM | {"username": name} for name in ("ben", "eve")]
+    concurrent = ConcurrentThread(lambda: Client().post("/accounts/sign-up/", forms[1]).status_code)
+
+    def sign_up_concurrently(*args: Any, **kwargs: Any) -> None:
+        pre_save.disconnect(sign_up_concurrently, sender=get_user_model())
+        concurrent.start_and_wait_until_blocked()
+
+    pre_save.connect(sign_up_concurrently, sender=get_user_model())
+    assert client.post("/accounts/sign-up/", forms[0]).status_code == 302
+    assert concurrent.finish() == 429
 
 
 @pytest.mark.mariadb

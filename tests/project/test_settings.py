@@ -128,6 +128,8 @@ def test_redis_url_enables_cachalot() -> None:
         ("HSTS_PRELOAD", "x", "HSTS_PRELOAD must be 1 or 0"),
         ("ALLOWED_HOSTS", "https://a.example", "ALLOWED_HOSTS must be host names"),
         ("CSRF_TRUSTED_ORIGINS", "a.example", "CSRF_TRUSTED_ORIGINS must be addresses"),
+        ("SIGN_UP", "yes", "SIGN_UP must be open or closed, not 'yes'."),
+        ("SIGN_UPS_PER_HOUR", "0", "SIGN_UPS_PER_HOUR must be 1 or more."),
         ("LOG_FORMAT", "xml", "LOG_FORMAT must be json, or unset."),
         ("LOG_LEVEL", "x", "LOG_LEVEL must be one of DEBUG, INFO, WARNING, ERROR, CRITICAL"),
         ("PROMETHEUS_MULTIPROC_DIR", "/etc/passwd", "File exists: '/etc/passwd'"),
@@ -303,3 +305,16 @@ def test_sqlite_uses_wal_and_immediate_transactions() -> None:
         cursor.execute("PRAGMA journal_mode")
         assert cursor.fetchone()[0] == "wal"
     assert connection.transaction_mode == "IMMEDIATE"
+
+
+@pytest.mark.parametrize(
+    ("variables", "is_open"),
+    [
+        ({}, False),
+        ({"DEBUG": "1"}, True),
+        ({"SIGN_UP": "open"}, True),
+        ({"SIGN_UP": "closed", "DEBUG": "1"}, False),
+    ],
+)
+def test_sign_up_is_closed_unless_opened_or_debug(variables: dict[str, str], is_open: bool) -> None:
+    assert setting("settings.SIGN_UP_OPEN", **variables) == str(is_open)

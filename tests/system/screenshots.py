@@ -123,6 +123,7 @@ def _demo_site() -> Iterator[str]:
                 check=True,
             )
         production = environment | {"DEBUG": "0", "HTTPS": "0", "SECRET_KEY": "for screenshots"}
+        production["SIGN_UP"] = "open"
         with running_site(log=Path(folder, "gunicorn.log"), env=production) as url:
             yield url
 

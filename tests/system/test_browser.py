@@ -41,11 +41,14 @@ def browser_type_launch_args(browser_type_launch_args: dict[str, Any]) -> dict[s
 
 
 @pytest.fixture
-def open_browser(browser: Browser, live_server: Any) -> Iterator[Callable[..., Page]]:
+def open_browser(
+    browser: Browser, live_server: Any, settings: Any
+) -> Iterator[Callable[..., Page]]:
     """Return a function that opens a browser of another visitor.
 
     The test fails if a browser's console shows an error or a warning.
     """
+    settings.SIGN_UP_OPEN = True
     contexts: list[BrowserContext] = []
     console_errors: list[str] = []
 
