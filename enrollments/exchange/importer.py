@@ -19,6 +19,7 @@ from enrollments.exchange.base import EnrollmentRecord, Format, make_slug
 from enrollments.exchange.reader import EnrollmentFile, ParsedRow, RejectedRow, SkippedRow
 from enrollments.exchange.staging import StagingTable
 from enrollments.history import Origin, Source
+from enrollments.models import SelfRegistration
 from enrollments.rows import CHUNK_SIZE
 from enrollments.services import Outcome, Registration, register_many
 
@@ -52,6 +53,7 @@ def import_file(
     actor: str = "",
     dry_run: bool = False,
     existing_only: bool = False,
+    allow_self_registered: bool = False,
     on_total: Callable[[int], object] = lambda rows: None,
     on_progress: Callable[[int], object] = lambda rows: None,
 ) -> ImportSummary:
@@ -63,12 +65,18 @@ def import_file(
     unchanged. Committed chunks survive an interruption: run the import again to finish.
 
     `dry_run` puts all chunks of a course into one transaction, and rolls it back.
-    `existing_only` rejects rows whose course or student does not exist. `actor` is recorded in
-    the history. `on_reject` gets each rejected row, `on_total` the number of rows to import, and
+    `existing_only` rejects rows whose course or student does not exist. Rows of students who
+    signed up themselves are rejected, unless `allow_self_registered` is true. `actor` is recorded
+    in the history. `on_reject` gets each rejected row, `on_total` the number of rows to import, and
     `on_progress` the number just imported.
     """
     summary = ImportSummary()
-    options = _Options(Origin(Source.IMPORT, actor), file.format, existing_only)
+    options = _Options(
+        Origin(Source.IMPORT, actor),
+        file.format,
+        existing_only,
+        allow_self_registered,
+    )
 
     def reject(row: RejectedRow) -> None:
         summary.rejected += 1
@@ -126,6 +134,7 @@ class _Options:
     origin: Origin
     format: Format
     existing_only: bool
+    allow_self_registered: bool
     # The keys of the IDs that were matched with courses without an ID, by the course's key.
     claims: dict[Any, str] = field(default_factory=dict)
 
@@ -168,6 +177,9 @@ def _register_chunk(rows: list[ParsedRow], options: _Options) -> _ChunkResult:
     except ValueError as error:
         return _ChunkResult(dict.fromkeys(usernames, str(error)))
     students, new_students = _get_or_create_students(usernames, options)
+    # After new users were created, because a name may have been taken by sign-up just now.
+    self_registered = set() if options.allow_self_registered else _self_registered(students)
+    students = {name: key for name, key in students.items() if name not in self_registered}
     result = register_many(
         course=course,
         registrations=[
@@ -192,7 +204,12 @@ def _register_chunk(rows: list[ParsedRow], options: _Options) -> _ChunkResult:
         for username in usernames
         if outcomes.get(username, Outcome.REJECTED) is Outcome.REJECTED
     }
-    return _ChunkResult(rejections, outcomes, new_students, is_new_course)
+    for name in self_registered:
+        rejections[name] = (
+            f"user {name} signed up and may be somebody else: confirm or delete the account in "
+            "the admin, or use --allow-self-registered"
+        )
+    return _ChunkResult(rejections, outcomes, new_students - self_registered, is_new_course)
 
 
 def _get_or_create_course(record: EnrollmentRecord, options: _Options) -> tuple[Course, bool]:
@@ -263,6 +280,13 @@ def _get_or_create_students(
     )
     created = _user_keys(missing)
     return existing | created, set(created)
+
+
+def _self_registered(students: dict[str, Any]) -> set[str]:
+    """Return the names of students who signed up themselves and were not confirmed by staff."""
+    registrations = SelfRegistration.objects.using(DEFAULT_DB_ALIAS)
+    keys = set(registrations.filter(pk__in=students.values()).values_list("pk", flat=True))
+    return {name for name, key in students.items() if key in keys}
 
 
 def _user_keys(usernames: Iterable[str]) -> dict[str, Any]:

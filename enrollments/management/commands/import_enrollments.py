@@ -39,6 +39,11 @@ class Command(AppCommand):
             help="create no courses and users: reject rows that need new ones",
         )
         parser.add_argument(
+            "--allow-self-registered",
+            action="store_true",
+            help="also enroll users who signed up themselves and were not confirmed by staff",
+        )
+        parser.add_argument(
             "--report",
             metavar="FILE",
             type=Path,
@@ -79,6 +84,7 @@ class Command(AppCommand):
                     actor=self.actor_name(),
                     dry_run=options["dry_run"],
                     existing_only=options["existing_only"],
+                    allow_self_registered=options["allow_self_registered"],
                     on_total=bar.reset,
                     on_progress=bar.update,
                 )

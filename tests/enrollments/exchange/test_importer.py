@@ -8,13 +8,14 @@ import pytest
 from django.contrib.auth import get_user_model
 from django.db import connection, transaction
 from django.db.models import CheckConstraint, Q
+from django.utils import timezone
 
 from benchmarks import canvas_file
 from courses.models import Course
 from enrollments.exchange.base import make_slug
 from enrollments.exchange.importer import ImportSummary, import_file
 from enrollments.exchange.reader import open_enrollment_file
-from enrollments.models import Enrollment
+from enrollments.models import Enrollment, SelfRegistration
 from enrollments.rows import CHUNK_SIZE
 from enrollments.services import enroll, enroll_many, erase_student, unenroll
 from tests.support.commands import all_rows
@@ -473,3 +474,66 @@ def enroll_and_unenroll(student: int, course: int) -> None:
     for _ in range(20):
         assert enroll(student=student, course=course)[1]
         assert unenroll(student=student, course=course)
+
+
+@pytest.fixture
+def sign_up(db: None) -> Callable[[str], Any]:
+    def save(username: str) -> Any:
+        with transaction.atomic():
+            user = get_user_model().objects.create_user(username)
+            SelfRegistration.objects.create(user=user, created_at=timezone.now())
+        return user
+
+    return save
+
+
+@pytest.mark.parametrize("existing_only", [True, False])
+def test_self_registered_students_are_rejected_until_confirmed(
+    sign_up: Callable[[str], Any],
+    make_course: MakeCourse,
+    write_file: WriteFile,
+    existing_only: bool,
+) -> None:
+    course = make_course(title="Law", slug="law")
+    squatter = sign_up("s1")
+    enroll(student=squatter, course=course)
+    get_user_model().objects.create_user("s2")
+    lines = ["law,s1,student,,deleted", "law,s2,student,,active"]
+    path = write_file(CANVAS_HEADER, *lines)
+    summary, rejected = import_path(path, existing_only=existing_only)
+    assert summary == ImportSummary(rows=2, created=1, rejected=1)
+    assert rejected == [
+        "Line 2: user s1 signed up and may be somebody else: confirm or delete the account in "
+        "the admin, or use --allow-self-registered"
+    ]
+    assert statuses() == {("law", "s1"): "active", ("law", "s2"): "active"}
+    squatter.self_registration.delete()
+    assert import_path(path) == (ImportSummary(rows=2, withdrawn=1, unchanged=1), [])
+
+
+def test_self_registered_students_can_be_allowed(
+    sign_up: Callable[[str], Any], write_file: WriteFile
+) -> None:
+    sign_up("s1")
+    path = write_file(CANVAS_HEADER, "law,s1,student,,active")
+    summary = ImportSummary(rows=1, created=1, courses_created=1)
+    assert import_path(path, allow_self_registered=True) == (summary, [])
+
+
+@pytest.mark.mariadb
+@pytest.mark.django_db(transaction=True)
+def test_a_name_that_is_taken_by_sign_up_during_the_import_is_rejected(
+    sign_up: Callable[[str], Any], write_file: WriteFile
+) -> None:
+    path = write_file(CANVAS_HEADER, "law,s1,student,,active")
+
+    def sign_up_before_insert(execute: Any, sql: str, *arguments: Any) -> Any:
+        if "INTO `auth_user`" in sql and not get_user_model().objects.exists():
+            ConcurrentThread(lambda: sign_up("s1")).start_and_finish()
+        return execute(sql, *arguments)
+
+    with connection.execute_wrapper(sign_up_before_insert):
+        summary, (rejected,) = import_path(path)
+    assert "user s1 signed up" in rejected
+    assert summary == ImportSummary(rows=1, courses_created=1, rejected=1)
+    assert not Enrollment.objects.exists()
