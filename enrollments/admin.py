@@ -31,7 +31,7 @@ from courses.admin.base import (
 )
 from enrollments import services
 from enrollments.history import Origin, Source
-from enrollments.models import Enrollment, EnrollmentEvent
+from enrollments.models import Enrollment, EnrollmentEvent, SelfRegistration
 
 MAX_STUDENTS = 100  # students whose enrollments a search finds
 
@@ -142,26 +142,80 @@ def _origin(request: HttpRequest) -> Origin:
     return Origin(Source.ADMIN, request.user.get_username())
 
 
+class SelfRegisteredFilter(admin.SimpleListFilter):
+    title = "origin"
+    parameter_name = "self_registered"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("yes", "Self-registered")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet) -> QuerySet:
+        return queryset.filter(self_registration__isnull=False) if self.value() else queryset
+
+
 if admin.site.is_registered(get_user_model()):  # Django registers its own model only.
     admin.site.unregister(get_user_model())
 
 
 @admin.register(get_user_model())
 class StudentAdmin(ProtectedDeleteAdmin, UserAdmin):
+    """The admin of all users. Only superusers grant rights and change the accounts of staff."""
+
     ordering = ["username"]
     sortable_by = ["username"]
-    list_filter = ["groups"]
+    list_filter = [SelfRegisteredFilter, "groups"]
     search_fields = ["^username"]
     search_help_text = "Search by the beginning of a username."
     protected_relation = "enrollments"
+    actions = [*ProtectedDeleteAdmin.actions, "confirm"]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> Sequence[str]:
+        fields = super().get_readonly_fields(request, obj)
+        if request.user.is_superuser:
+            return fields
+        return [*fields, "is_staff", "is_superuser", "groups", "user_permissions"]
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return super().has_change_permission(request, obj) and _may_write(request, obj)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return super().has_delete_permission(request, obj) and _may_write(request, obj)
+
+    @admin.action(permissions=["change"], description="Confirm the selected accounts")
+    def confirm(self, request: HttpRequest, queryset: QuerySet) -> HttpResponse | None:
+        return retry_on_conflict(self._confirm)(request, queryset)
+
+    def _confirm(self, request: HttpRequest, queryset: QuerySet) -> None:
+        users = list(queryset.filter(self_registration__isnull=False))
+        SelfRegistration.objects.filter(user__in=users).delete()
+        LogEntry.objects.log_actions(
+            user_id=request.user.pk,
+            queryset=users,
+            action_flag=CHANGE,
+            change_message="Confirmed.",
+        )
+        noun = model_ngettext(self.opts, len(users))
+        self.message_user(request, f"Confirmed {len(users)} {noun}.", messages.SUCCESS)
+
+
+def _may_write(request: HttpRequest, user: Any) -> bool:
+    is_privileged = user is not None and (user.is_staff or user.is_superuser)
+    return request.user.is_superuser or not is_privileged
 
 
 admin.site.unregister(Group)
 
 
 @admin.register(Group)
-class StaffGroupAdmin(BoundedAdmin, GroupAdmin):
+class SuperuserGroupAdmin(BoundedAdmin, GroupAdmin):
+    """Only superusers change groups, because members could add permissions to their own."""
+
     sortable_by = ["name"]
+
+    def has_add_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return request.user.is_superuser
+
+    has_change_permission = has_delete_permission = has_add_permission
 
 
 @admin.register(AccessAttempt)
