@@ -1,25 +1,35 @@
 from typing import Any
 
+from django.contrib.admin.models import LogEntry
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import AbstractBaseUser
+from django.contrib.contenttypes.models import ContentType
 from django.core.management.base import CommandParser
-from django.db import DEFAULT_DB_ALIAS
+from django.db import DEFAULT_DB_ALIAS, IntegrityError
+from django.db.models import ProtectedError
 from django.template.defaultfilters import pluralize
 
 from courses.management.base import AppCommand, printable
 from enrollments.history import Origin
 from enrollments.models import Enrollment, EnrollmentEvent
+from enrollments.rows import chunks
 from enrollments.services import erase_student
 
 
 class Command(AppCommand):
     help = (
         "Deletes all enrollments of a student with their history, for deletion requests. Asks for "
-        "confirmation first. The user is kept and can be deleted afterwards."
+        "confirmation first. The user is kept, unless --delete-user is given, and can be deleted "
+        "afterwards."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("username", metavar="USERNAME", help="in the exact spelling")
+        parser.add_argument(
+            "--delete-user",
+            action="store_true",
+            help="delete the user as well, and the name in the logs of the database",
+        )
         parser.add_argument(
             "--dry-run", action="store_true", help="report what would be deleted, change nothing"
         )
@@ -31,7 +41,14 @@ class Command(AppCommand):
         )
 
     def handle(
-        self, *, username: str, dry_run: bool, interactive: bool, verbosity: int, **options: Any
+        self,
+        *,
+        username: str,
+        delete_user: bool,
+        dry_run: bool,
+        interactive: bool,
+        verbosity: int,
+        **options: Any,
     ) -> None:
         user = self._find_user(username)
         if dry_run:
@@ -39,11 +56,12 @@ class Command(AppCommand):
             return
         if interactive:
             self._confirm(user)
-        erased = erase_student(student=user, origin=Origin(actor=self.actor_name()))
+        erased = self._erase(user, delete_user)
         if verbosity:
+            now = "was deleted." if delete_user else "can be deleted in the admin now."
             self.stdout.write(
                 f"Erased {erased} enrollment{pluralize(erased)} of {printable(username)}. "
-                "The user can be deleted in the admin now."
+                f"The user {now}"
             )
 
     def _find_user(self, username: str) -> AbstractBaseUser:
@@ -68,6 +86,19 @@ class Command(AppCommand):
         if answer != "yes":
             raise self.usage_error("Canceled. Nothing was erased.")
 
+    def _erase(self, user: Any, delete_user: bool) -> int:
+        _anonymize_admin_log(user)
+        erased = erase_student(student=user, origin=Origin(actor=self.actor_name()))
+        if delete_user:
+            try:
+                user.delete()
+            except (ProtectedError, IntegrityError) as error:
+                raise self.usage_error(
+                    "The enrollments were erased, but the user was enrolled again just now and "
+                    "was not deleted. Run the command again."
+                ) from error
+        return erased
+
 
 def _describe(user: AbstractBaseUser) -> str:
     rows = Enrollment.objects.using(DEFAULT_DB_ALIAS).filter(student=user.pk).count()
@@ -77,3 +108,12 @@ def _describe(user: AbstractBaseUser) -> str:
         f"enrollment{pluralize(rows)} in {rows} course{pluralize(rows)}, with {events} history "
         f"event{pluralize(events)}."
     )
+
+
+def _anonymize_admin_log(user: Any) -> None:
+    """Remove the name from the log entries of a user's enrollments, before these are deleted."""
+    enrollments = Enrollment.objects.using(DEFAULT_DB_ALIAS).filter(student=user.pk)
+    keys = [str(pk) for pk in enrollments.values_list("pk", flat=True)]
+    entries = LogEntry.objects.filter(content_type=ContentType.objects.get_for_model(Enrollment))
+    for chunk in chunks(keys):
+        entries.filter(object_id__in=chunk).update(object_repr="erased enrollment")

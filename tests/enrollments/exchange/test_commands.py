@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.contrib.auth import get_user_model
 from django.core.management import CommandError, call_command
 
 from courses.models import Course
 from enrollments.exchange.importer import ImportSummary
 from enrollments.models import Enrollment
 from enrollments.services import enroll
+from enrollments.signals import enrollments_changed
 from tests.support.commands import (
     UNREACHABLE_ADDRESS,
     all_rows,
@@ -370,6 +372,22 @@ class TestEraseStudent:
         assert capsys.readouterr().out == (
             "Erased 2 enrollments of student1. The user can be deleted in the admin now.\n"
         )
+
+    @pytest.mark.django_db(transaction=True)
+    def test_delete_user_keeps_a_user_who_enrolls_during_the_deletion(
+        self, course: Course, student: Any
+    ) -> None:
+        def enroll_again(**kwargs: Any) -> None:
+            enrollments_changed.disconnect(enroll_again)
+            enroll(student=student, course=course)
+
+        enroll(student=student, course=course)
+        enrollments_changed.connect(enroll_again)
+        with pytest.raises(CommandError, match=r"The user was not deleted.*Run the command again"):
+            call_command("erase_student", "student1", "--delete-user")
+        assert Enrollment.objects.get().student == student
+        call_command("erase_student", "student1", "--delete-user")
+        assert not get_user_model().objects.exists()
 
     def test_name_must_be_spelled_exactly(self, student: Any) -> None:
         with pytest.raises(CommandError, match="User 'Student1' does not exist") as error:
