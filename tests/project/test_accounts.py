@@ -1,5 +1,6 @@
 from datetime import timedelta
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ from django.db.models.signals import pre_save
 from django.test import Client, RequestFactory
 from django.utils import timezone
 
+from courses.models import Course
 from enrollments.models import SelfRegistration
 from project.accounts import client_address
+from tests.support.commands import manage
 from tests.support.pages import visible_text
 from tests.support.site import Visitor
 from tests.support.threads import ConcurrentThread
@@ -263,3 +266,26 @@ def test_client_address_trusts_only_own_proxies(
     headers = {"X-Forwarded-For": forwarded} if forwarded else {}
     request = RequestFactory().get("/", headers=headers, REMOTE_ADDR="192.0.2.9")
     assert client_address(request) == address
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_self_registered_account_cannot_squat_on_a_student_number(
+    live_server: Any, course: Course, tmp_path: Path
+) -> None:
+    path = tmp_path / "enrollments.csv"
+    path.write_text(f"course_id,user_id,role,status\n{course.slug},s1001,student,active\n")
+    squatter, staff = Visitor(live_server.url), Visitor(live_server.url)
+    squatter.post("/accounts/sign-up/", SIGN_UP_FORM | {"username": "s1001"})
+    result = manage("import_enrollments", path)
+    assert result.returncode == 1
+    assert "user s1001 signed up and may be somebody else" in result.stderr
+    assert course.title not in squatter.get("/my-courses/").text
+
+    get_user_model().objects.create_superuser("root", password=PASSWORD)
+    staff.post("/admin/login/", {"username": "root", "password": PASSWORD})
+    assert "s1001" in staff.get("/admin/auth/user/?self_registered=yes").text
+    account = get_user_model().objects.get(username="s1001")
+    form = {"action": "confirm", "_selected_action": account.pk}
+    assert staff.post("/admin/auth/user/", form).status_code == 302
+    assert manage("import_enrollments", path).returncode == 0
+    assert course.title in squatter.get("/my-courses/").text
