@@ -142,6 +142,11 @@ def _origin(request: HttpRequest) -> Origin:
     return Origin(Source.ADMIN, request.user.get_username())
 
 
+def _may_write(request: HttpRequest, user: Any) -> bool:
+    is_privileged = user is not None and (user.is_staff or user.is_superuser)
+    return request.user.is_superuser or not is_privileged
+
+
 class SelfRegisteredFilter(admin.SimpleListFilter):
     title = "origin"
     parameter_name = "self_registered"
@@ -196,11 +201,6 @@ class StudentAdmin(ProtectedDeleteAdmin, UserAdmin):
         )
         noun = model_ngettext(self.opts, len(users))
         self.message_user(request, f"Confirmed {len(users)} {noun}.", messages.SUCCESS)
-
-
-def _may_write(request: HttpRequest, user: Any) -> bool:
-    is_privileged = user is not None and (user.is_staff or user.is_superuser)
-    return request.user.is_superuser or not is_privileged
 
 
 admin.site.unregister(Group)

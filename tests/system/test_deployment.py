@@ -152,7 +152,8 @@ def test_https_sends_hsts_and_secure_cookies(site: Site) -> None:
     assert "Secure" in response.headers["Set-Cookie"]
 
 
-def test_forged_addresses_do_not_bypass_the_sign_in_limit(site: Site) -> None:
+@pytest.mark.parametrize("address", ["198.51.100.1", "2001:db8:0:1::{}"])
+def test_forged_addresses_do_not_bypass_the_sign_in_limit(site: Site, address: str) -> None:
     token = site.request("/accounts/sign-in/").headers["Set-Cookie"].split(";")[0].split("=")[1]
     form = {
         "method": "POST",
@@ -162,7 +163,12 @@ def test_forged_addresses_do_not_bypass_the_sign_in_limit(site: Site) -> None:
         "Referer": f"https://{SERVER_NAME}/accounts/sign-in/",
     }
     statuses = [
-        site.request("/accounts/sign-in/", **form, X_Forwarded_For=f"192.0.2.{number}").status
+        site.request(
+            "/accounts/sign-in/",
+            **form,
+            Test_Address=address.format(number),
+            X_Forwarded_For=f"192.0.2.{number}",
+        ).status
         for number in range(11)
     ]
     assert statuses == [200] * 9 + [429] * 2
