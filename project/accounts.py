@@ -1,5 +1,6 @@
 """Sign-in, sign-out and sign-up, with a limit on failed sign-ins by django-axes."""
 
+import logging
 from datetime import timedelta
 from ipaddress import IPv6Address, IPv6Network, ip_address
 from math import ceil
@@ -25,6 +26,8 @@ from django.views.generic import FormView
 
 from courses.transactions import retry_transaction
 from enrollments.models import SelfRegistration
+
+logger = logging.getLogger(__name__)
 
 SIGN_UP_PERIOD = timedelta(hours=1)  # of settings.SIGN_UPS_PER_HOUR
 
@@ -99,14 +102,16 @@ class SignUpView(RedirectURLMixin, FormView):
 
     def form_valid(self, form: SignUpForm) -> HttpResponse:
         user = form.save(commit=False)  # hashes the password, which takes long
+        address = client_address(self.request)
         _delete_outdated_addresses()
         try:
-            _save_self_registered(user, client_address(self.request))
+            _save_self_registered(user, address)
         except IntegrityError:
             # Someone else took the name after the form was validated.
             form.add_error("username", ValidationError("A user with that username already exists."))
             return self.form_invalid(form)
         except TooManySignUps as error:
+            logger.warning("Sign-up rejected: SIGN_UPS_PER_HOUR is reached for %s.", address)
             context = {"minutes": ceil(error.retry_after / 60)}
             response = render(self.request, "accounts/too_many_sign_ups.html", context, status=429)
             response["Retry-After"] = str(error.retry_after)

@@ -62,7 +62,10 @@ def _anonymize_actor(username: str, label: str, using: str) -> None:
 
 
 def _delete_sessions(user: Any, using: str) -> None:
-    key = user._meta.pk.value_to_string(user)
-    for session in Session.objects.using(using).iterator():
-        if session.get_decoded().get(SESSION_KEY) == key:
-            session.delete()
+    user_key = user._meta.pk.value_to_string(user)
+    keys = [
+        session.pk
+        for session in Session.objects.using(using).iterator()
+        if session.get_decoded().get(SESSION_KEY) == user_key
+    ]
+    Session.objects.filter(pk__in=keys).delete()

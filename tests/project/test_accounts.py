@@ -90,7 +90,9 @@ def test_sign_up_is_offered_only_if_it_is_open(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_sign_ups_are_limited_per_network_and_hour(live_server: Any, settings: Any) -> None:
+def test_sign_ups_are_limited_per_network_and_hour(
+    live_server: Any, settings: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     settings.PROXIES = 1
     settings.SIGN_UPS_PER_HOUR = 3
     numbers = count(1)
@@ -102,6 +104,7 @@ def test_sign_ups_are_limited_per_network_and_hour(live_server: Any, settings: A
     responses = [sign_up_from(f"2001:db8:1:2::{number}") for number in range(1, 6)]
     assert [response.status_code for response in responses] == [302] * 3 + [429] * 2
     assert 3500 < int(responses[-1].headers["Retry-After"]) <= 3600
+    assert "SIGN_UPS_PER_HOUR is reached for 2001:db8:1:2::." in caplog.text
     assert "Try again in 60 minutes, or ask your school" in responses[-1].text
     assert sign_up_from("2001:db8:1:3::1").status_code == 302
     an_hour_ago = timezone.now() - timedelta(hours=1)
