@@ -105,7 +105,7 @@ def _describe(user: AbstractBaseUser) -> str:
     events = EnrollmentEvent.objects.using(DEFAULT_DB_ALIAS).filter(student=user.pk).count()
     return (
         f"Student {printable(user.get_username())} (user {user.pk}) has {rows} "
-        f"enrollment{pluralize(rows)} in {rows} course{pluralize(rows)}, with {events} history "
+        f"enrollment{pluralize(rows)} with {events} history "
         f"event{pluralize(events)}."
     )
 
