@@ -219,7 +219,7 @@ class TestCommands:
 
     def test_erase_student(self, state: SimpleNamespace, run: Callable[..., str]) -> None:
         enroll(student=state.new_student, course=state.course)
-        assert "Erased 1 enrollment of newcomer." in run("erase_student", "newcomer")
+        assert "Erased 1 enrollment of newcomer." in run("erase_student", "newcomer", "--no-input")
 
     def test_load_demo(
         self, state: SimpleNamespace, run: Callable[..., str], settings: Any

@@ -60,16 +60,16 @@ def rows_that_contain(*texts: str) -> list[str]:
 
 
 def delete_with_the_command(client: Client, user: Any) -> None:
-    call_command("erase_student", NAME, "--delete-user")
+    call_command("erase_student", NAME, "--no-input", "--delete-user")
 
 
 def delete_in_the_admin(client: Client, user: Any) -> None:
-    call_command("erase_student", NAME)
+    call_command("erase_student", NAME, "--no-input")
     client.post(f"{USERS}{user.pk}/delete/", {"post": "yes"})
 
 
 def delete_selected_in_the_admin(client: Client, user: Any) -> None:
-    call_command("erase_student", NAME)
+    call_command("erase_student", NAME, "--no-input")
     selected = {"action": "delete_selected", "_selected_action": [user.pk], "post": "yes"}
     client.post(USERS, selected)
 
@@ -111,5 +111,5 @@ def test_names_of_other_users_are_kept(
     other = get_user_model().objects.create_user(f"{NAME}2")
     form = {"student": other.pk, "course": make_course().pk}
     staff_client.post(f"{ENROLLMENTS}add/", form)
-    call_command("erase_student", NAME, "--delete-user")
+    call_command("erase_student", NAME, "--no-input", "--delete-user")
     assert {row.split(":")[0] for row in rows_that_contain(NAME)} == {"admin.LogEntry", "auth.User"}
