@@ -27,7 +27,7 @@ def erase_name(
     users is deleted they stay until they expire.
     """
     label = f"deleted user {instance.pk}"
-    _anonymize_admin_log(instance, label)
+    _anonymize_admin_log(instance, label, using)
     for model in (AccessAttempt, AccessFailureLog, AccessLog):
         model.objects.filter(username__iexact=instance.get_username()).delete()
     # A student acts only for themselves, and these events are deleted with their enrollments.
@@ -37,13 +37,14 @@ def erase_name(
         _delete_sessions(instance, using)
 
 
-def _anonymize_admin_log(user: Any, label: str) -> None:
+def _anonymize_admin_log(user: Any, label: str, using: str) -> None:
+    types = ContentType.objects.db_manager(using)
     of_user = LogEntry.objects.filter(
-        content_type=ContentType.objects.get_for_model(user), object_id=str(user.pk)
+        content_type=types.get_for_model(user), object_id=str(user.pk)
     )
     # erase_student has anonymized the entries of all enrollments that it deleted.
     of_enrollments = LogEntry.objects.filter(
-        content_type=ContentType.objects.get_for_model(Enrollment),
+        content_type=types.get_for_model(Enrollment),
         object_repr__startswith=f"{user} in ",
     )
     for entries in (of_user, of_enrollments):

@@ -106,7 +106,7 @@ def test_404_is_json_below_api_only(client: Client, db: None, path: str, content
 )
 def test_error_pages_show_who_is_signed_in(db: None, method: str, path: str, status: int) -> None:
     client = Client(enforce_csrf_checks=True)
-    assert "Sign in Sign up" in visible_text(client.get("/nowhere"))
+    assert "Course catalog Sign in" in visible_text(client.get("/nowhere"))
     sign_in_staff(client)
     response = getattr(client, method)(path)
     assert response.status_code == status

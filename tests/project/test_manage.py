@@ -31,8 +31,16 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
+def _restore_signals() -> None:
+    # A shell that runs the tests in the background ignores SIGINT, nohup ignores SIGHUP.
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
 @contextmanager
-def running(*arguments: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
+def running(
+    *arguments: str, preexec_fn: Callable[[], None] = _restore_signals
+) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         [sys.executable, "manage.py", *arguments],
         cwd=PROJECT,
@@ -40,7 +48,7 @@ def running(*arguments: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        **options,
+        preexec_fn=preexec_fn,
     )
     with process:
         yield process
@@ -120,6 +128,7 @@ class TestSignals:
             env=command_environment(),
             encoding="utf-8",
             timeout=30,
+            preexec_fn=_restore_signals,
         )
         terminal.expect("Type 'yes' to erase them: ")
         terminal.sendintr()

@@ -114,6 +114,7 @@ def _anonymize_admin_log(user: Any) -> None:
     """Remove the name from the log entries of a user's enrollments, before these are deleted."""
     enrollments = Enrollment.objects.using(DEFAULT_DB_ALIAS).filter(student=user.pk)
     keys = [str(pk) for pk in enrollments.values_list("pk", flat=True)]
-    entries = LogEntry.objects.filter(content_type=ContentType.objects.get_for_model(Enrollment))
+    types = ContentType.objects.db_manager(DEFAULT_DB_ALIAS)
+    entries = LogEntry.objects.filter(content_type=types.get_for_model(Enrollment))
     for chunk in chunks(keys):
         entries.filter(object_id__in=chunk).update(object_repr="erased enrollment")
