@@ -528,7 +528,10 @@ def test_a_name_that_is_taken_by_sign_up_during_the_import_is_rejected(
     path = write_file(CANVAS_HEADER, "law,s1,student,,active")
 
     def sign_up_before_insert(execute: Any, sql: str, *arguments: Any) -> Any:
-        if "INTO `auth_user`" in sql and not get_user_model().objects.exists():
+        if (
+            f"INTO `{get_user_model()._meta.db_table}`" in sql
+            and not get_user_model().objects.exists()
+        ):
             ConcurrentThread(lambda: sign_up("s1")).start_and_finish()
         return execute(sql, *arguments)
 
