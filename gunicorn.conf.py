@@ -38,7 +38,7 @@ threads = 8
 # loses a request that is already on its way, and proxies do not repeat a POST.
 keepalive = 75  # seconds
 # A database that hangs would block all threads. Statements wait up to 10 seconds for a lock.
-os.environ.setdefault("DATABASE_TIMEOUT", "30")
+os.environ["DATABASE_TIMEOUT"] = os.environ.get("DATABASE_TIMEOUT") or "30"
 # Longer than the services' retries, which stop after 20 seconds plus a lock timeout of 10.
 timeout = 60  # seconds
 graceful_timeout = 40  # seconds

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Django's command-line utility for this project.
 
-Exits with status 2 after every error, because `rebuild_counts --check` uses status 1 for drifted
-courses. A signal or a closed pipe ends it like any other program: with 128 plus the number of
-the signal, after temporary files were removed and transactions rolled back.
+Exits with status 2 after an unexpected error or a wrong setting, because `rebuild_counts --check`
+uses status 1 for drifted courses. A signal or a closed pipe ends it like any other program: with
+128 plus the number of the signal, after temporary files were removed and transactions rolled back.
 """
 
 import os

@@ -1,7 +1,8 @@
 """Courses, and the subjects that they belong to."""
 
 from django.conf import settings
-from django.db import models
+from django.core.exceptions import ValidationError
+from django.db import DEFAULT_DB_ALIAS, models
 from django.urls import reverse
 
 from courses.counts.models import CountDiscrepancy, CountRun
@@ -71,6 +72,13 @@ class Course(models.Model):
 
     def get_absolute_url(self) -> str:
         return reverse("course", args=[self.slug])
+
+    def clean(self) -> None:
+        others = Course.objects.using(DEFAULT_DB_ALIAS).exclude(pk=self.pk)
+        same_code = others.filter(code__iexact=self.code) if self.code else []
+        # MariaDB's comparison ignores accents, too.
+        if any(other.code.lower() == self.code.lower() for other in same_code):
+            raise ValidationError(f"Another course has the course ID “{self.code}”.")
 
     @property
     def instructor_name(self) -> str:

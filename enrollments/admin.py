@@ -142,7 +142,7 @@ def _origin(request: HttpRequest) -> Origin:
     return Origin(Source.ADMIN, request.user.get_username())
 
 
-def _may_write(request: HttpRequest, user: Any) -> bool:
+def _can_write(request: HttpRequest, user: Any) -> bool:
     is_privileged = user is not None and (user.is_staff or user.is_superuser)
     return request.user.is_superuser or not is_privileged
 
@@ -163,7 +163,7 @@ if admin.site.is_registered(get_user_model()):  # Django registers its own model
 
 
 @admin.register(get_user_model())
-class StudentAdmin(ProtectedDeleteAdmin, UserAdmin):
+class AccountAdmin(ProtectedDeleteAdmin, UserAdmin):
     """The admin of all users. Only superusers grant rights and change the accounts of staff."""
 
     ordering = ["username"]
@@ -181,10 +181,10 @@ class StudentAdmin(ProtectedDeleteAdmin, UserAdmin):
         return [*fields, "is_staff", "is_superuser", "groups", "user_permissions"]
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return super().has_change_permission(request, obj) and _may_write(request, obj)
+        return super().has_change_permission(request, obj) and _can_write(request, obj)
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return super().has_delete_permission(request, obj) and _may_write(request, obj)
+        return super().has_delete_permission(request, obj) and _can_write(request, obj)
 
     @admin.action(permissions=["change"], description="Confirm the selected accounts")
     def confirm(self, request: HttpRequest, queryset: QuerySet) -> HttpResponse | None:

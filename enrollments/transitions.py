@@ -124,7 +124,7 @@ def _withdrawn(row: RowValues, now: datetime) -> RowValues:
 
 
 def _in_utc(moment: datetime | None) -> datetime | None:
-    # Within one time zone, Python takes the two hours at the end of summer time for equal.
+    # In one time zone, the two equal hours at the end of summer time compare as equal.
     return moment.astimezone(UTC) if moment and moment.tzinfo else moment
 
 

@@ -1,6 +1,7 @@
 """Sign-in, sign-out and sign-up, with a limit on failed sign-ins by django-axes."""
 
 import logging
+from copy import copy
 from datetime import timedelta
 from ipaddress import IPv6Address, IPv6Network, ip_address
 from math import ceil
@@ -77,7 +78,7 @@ class SignUpForm(UserCreationForm):
         }
 
     def clean_username(self) -> str:
-        # The letters of other scripts include twins of Latin ones: a Cyrillic “аdmin”.
+        # Letters of other scripts can look like Latin ones: a Cyrillic “аdmin”.
         ASCIIUsernameValidator()(self.cleaned_data["username"])
         return super().clean_username()
 
@@ -105,7 +106,7 @@ class SignUpView(RedirectURLMixin, FormView):
         address = client_address(self.request)
         _delete_outdated_addresses()
         try:
-            _save_self_registered(user, address)
+            user = _save_self_registered(user, address)
         except IntegrityError:
             # Someone else took the name after the form was validated.
             form.add_error("username", ValidationError("A user with that username already exists."))
@@ -131,19 +132,22 @@ def _delete_outdated_addresses() -> None:
 
 
 @retry_transaction(idempotent=False)
-def _save_self_registered(user: AbstractBaseUser, address: str | None) -> None:
-    """Save a user who signed up. Raises TooManySignUps and IntegrityError."""
+def _save_self_registered(unsaved: AbstractBaseUser, address: str | None) -> AbstractBaseUser:
+    """Insert a user who signed up. Raises TooManySignUps and IntegrityError."""
     now = timezone.now()
     begin = now - SIGN_UP_PERIOD
     same_address = SelfRegistration.objects.filter(address=address, created_at__gt=begin)
-    # The locks make sign-ups from the same address wait for each other.
+    # The locks make sign-ups from an address wait for each other. Before its first sign-up there
+    # is nothing to lock: the limit can be exceeded by the number of threads of the site.
     recent = same_address.select_for_update().order_by("created_at")
     times = list(recent.values_list("created_at", flat=True))
     if len(times) >= settings.SIGN_UPS_PER_HOUR:
         wait = times[-settings.SIGN_UPS_PER_HOUR] - begin
         raise TooManySignUps(ceil(wait.total_seconds()))
-    user.save()
+    user = copy(unsaved)  # a failed attempt leaves a key that another user may have now
+    user.save(force_insert=True)
     SelfRegistration.objects.create(user=user, address=address, created_at=now)
+    return user
 
 
 urlpatterns = [

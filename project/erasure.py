@@ -30,6 +30,8 @@ def erase_name(
     _anonymize_admin_log(instance, label, using)
     for model in (AccessAttempt, AccessFailureLog, AccessLog):
         model.objects.filter(username__iexact=instance.get_username()).delete()
+    runs = CountRun.objects.filter(actor=f"admin: {instance.get_username()}")
+    runs.update(actor=f"admin: {label}")
     # A student acts only for themselves, and these events are deleted with their enrollments.
     if instance.is_staff or LogEntry.objects.using(using).filter(user=instance).exists():
         _anonymize_actor(instance.get_username(), label, using)
@@ -52,7 +54,6 @@ def _anonymize_admin_log(user: Any, label: str, using: str) -> None:
 
 
 def _anonymize_actor(username: str, label: str, using: str) -> None:
-    CountRun.objects.filter(actor=f"admin: {username}").update(actor=f"admin: {label}")
     # The actors of all other sources are accounts of the operating system.
     events: QuerySet = QuerySet(EnrollmentEvent).filter(
         source__in=[Source.ADMIN, Source.API, Source.WEBSITE], actor=username

@@ -274,7 +274,7 @@ SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD or _switch("HSTS_SUBDOMAINS
 
 LOG_FORMAT = os.environ.get("LOG_FORMAT") or "text"
 if LOG_FORMAT not in ("text", "json"):
-    raise ImproperlyConfigured("LOG_FORMAT must be json, or unset.")
+    raise ImproperlyConfigured("LOG_FORMAT must be json or text.")
 LOG_LEVEL = os.environ.get("LOG_LEVEL", "").upper() or "INFO"
 _log_levels = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 if LOG_LEVEL not in _log_levels:

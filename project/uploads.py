@@ -1,4 +1,4 @@
-"""The site takes no files."""
+"""The site accepts no files."""
 
 from typing import Any, NoReturn
 
@@ -10,4 +10,4 @@ class RejectFiles(FileUploadHandler):
     """Reject a form with a file at once. Django would store the file in a temporary folder."""
 
     def new_file(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise MultiPartParserError("The site takes no files.")
+        raise MultiPartParserError("The site accepts no files.")

@@ -166,7 +166,7 @@ class _Recorder:
             return
         try:
             if not batch or not self._run.pk or batch.drifted or _unresolved(batch).exists():
-                _save(self._run, batch, exclusive)
+                _save(self._run, batch, is_new=self._run.pk is None, exclusive=exclusive)
         except (Error, OverflowError) as error:  # SQLite stores larger counts than their sum
             self._has_failed = True
             reason = " ".join(str(part) for part in error.args[-1:])
@@ -174,8 +174,10 @@ class _Recorder:
 
 
 @retry_transaction(idempotent=False)
-def _save(run: CountRun, batch: Batch | None, exclusive: bool = False) -> None:
-    run.save()
+def _save(run: CountRun, batch: Batch | None, *, is_new: bool, exclusive: bool = False) -> None:
+    if is_new:
+        run.pk = None  # a failed attempt leaves a key that another run may have now
+    run.save(force_insert=is_new)
     # A locking read waits for runs that others are inserting. If they wait for this one, too, the
     # database rolls back one of the transactions, and its retry finds the other run.
     if exclusive and _unfinished_runs().exclude(pk=run.pk).select_for_update().exists():

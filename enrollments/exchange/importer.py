@@ -179,37 +179,42 @@ def _register_chunk(rows: list[ParsedRow], options: _Options) -> _ChunkResult:
     students, new_students = _get_or_create_students(usernames, options)
     # After new users were created, because a name may have been taken by sign-up just now.
     self_registered = set() if options.allow_self_registered else _self_registered(students)
-    students = {name: key for name, key in students.items() if name not in self_registered}
+    registered = [
+        row.record
+        for row in rows
+        if row.record.username in students and row.record.username not in self_registered
+    ]
     result = register_many(
         course=course,
-        registrations=[
-            Registration(
-                student=students[row.record.username],
-                enrollment_date=row.record.enrollment_date,
-                withdrawal_date=row.record.withdrawal_date,
-                status=row.record.status,
-                overwrite_dates=options.format.overwrite_dates,
-                keep_completed=not options.format.has_completed_status,
-            )
-            for row in rows
-            if row.record.username in students
-        ],
+        registrations=[_registration(record, students, options) for record in registered],
         outcomes=True,
         origin=options.origin,
     )
     assert result.outcomes is not None  # because outcomes=True
-    outcomes = {username: result.outcomes[key] for username, key in students.items()}
+    outcomes = {
+        record.username: result.outcomes[students[record.username]] for record in registered
+    }
     rejections = {
-        username: _rejection_reason(rows[0].record.course_id, username, students, options)
+        username: _rejection_reason(
+            rows[0].record.course_id, username, students, self_registered, options
+        )
         for username in usernames
         if outcomes.get(username, Outcome.REJECTED) is Outcome.REJECTED
     }
-    for name in self_registered:
-        rejections[name] = (
-            f"user {name} signed up and may be somebody else: confirm or delete the account in "
-            "the admin, or use --allow-self-registered"
-        )
     return _ChunkResult(rejections, outcomes, new_students - self_registered, is_new_course)
+
+
+def _registration(
+    record: EnrollmentRecord, students: dict[str, Any], options: _Options
+) -> Registration:
+    return Registration(
+        student=students[record.username],
+        enrollment_date=record.enrollment_date,
+        withdrawal_date=record.withdrawal_date,
+        status=record.status,
+        overwrite_dates=options.format.overwrite_dates,
+        keep_completed=not options.format.has_completed_status,
+    )
 
 
 def _get_or_create_course(record: EnrollmentRecord, options: _Options) -> tuple[Course, bool]:
@@ -298,8 +303,17 @@ def _user_keys(usernames: Iterable[str]) -> dict[str, Any]:
 
 
 def _rejection_reason(
-    course_id: str, username: str, students: dict[str, Any], options: _Options
+    course_id: str,
+    username: str,
+    students: dict[str, Any],
+    self_registered: set[str],
+    options: _Options,
 ) -> str:
+    if username in self_registered:
+        return (
+            f"user {username} signed up and may be somebody else: confirm or delete the account in "
+            "the admin, or use --allow-self-registered"
+        )
     if username in students:
         return f"{course_id} is full, no seat for {username}"
     if options.existing_only:

@@ -132,7 +132,7 @@ class TestResolveDiscrepancies:
 
 
 def test_ids_of_imported_courses_are_copied_from_their_titles(latest_schema: None) -> None:
-    """0010 recognizes them by the slug that the import made from the ID."""
+    """0011 recognizes them by the slug that the import made from the ID."""
     courses = migrate("0009_remove_count_sums").get_model("courses", "Course").objects
     for title, slug in [
         ("AAA-2013J", "aaa-2013j"),
@@ -142,7 +142,7 @@ def test_ids_of_imported_courses_are_copied_from_their_titles(latest_schema: Non
         ("Advanced Law", "advanced-law"),
     ]:
         courses.create(title=title, slug=slug)
-    courses = migrate("0010_course_code").get_model("courses", "Course").objects
+    courses = migrate("0011_course_codes_from_titles").get_model("courses", "Course").objects
     assert set(courses.exclude(code="").values_list("code", "title")) == {
         (title, title) for title in ("AAA-2013J", "phys 1", "课程一四四七三六")
     }

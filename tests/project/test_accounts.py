@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from axes.models import AccessAttempt
 from django.contrib.auth import get_user_model
-from django.db.models.signals import pre_save
+from django.db import OperationalError
+from django.db.models.signals import post_save, pre_save
 from django.test import Client, RequestFactory
 from django.utils import timezone
 
@@ -137,6 +138,31 @@ def test_concurrent_sign_ups_do_not_exceed_the_limit(client: Client, settings: A
     pre_save.connect(sign_up_concurrently, sender=get_user_model())
     assert client.post("/accounts/sign-up/", forms[0]).status_code == 302
     assert concurrent.finish() == 429
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_retried_sign_up_changes_no_other_user(client: Client) -> None:
+    users = get_user_model().objects
+    keys: list[int] = []
+
+    def fail_once(instance: Any, **kwargs: Any) -> None:
+        if not keys:
+            keys.append(instance.pk)
+            raise OperationalError("database is locked")
+
+    def take_key(**kwargs: Any) -> None:
+        if keys:  # The first attempt was rolled back.
+            pre_save.disconnect(take_key, get_user_model())
+            users.bulk_create([get_user_model()(pk=keys[0], username="ben")])
+
+    post_save.connect(fail_once, get_user_model())
+    pre_save.connect(take_key, get_user_model())
+    try:
+        assert client.post("/accounts/sign-up/", SIGN_UP_FORM).status_code == 302
+    finally:
+        post_save.disconnect(fail_once, get_user_model())
+    assert users.get(pk=keys[0]).username == "ben"
+    assert SelfRegistration.objects.get().user.username == SIGN_UP_FORM["username"]
 
 
 @pytest.mark.mariadb

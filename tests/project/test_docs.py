@@ -64,7 +64,9 @@ def test_readme_is_short() -> None:
 
 def test_configuration_page_lists_all_variables() -> None:
     files = [PROJECT / "project/settings.py", PROJECT / "gunicorn.conf.py"]
-    read = re.compile(r"""(?:env\.\w+|environ\.get|_split)\(["']([A-Z_]+)["']""")
+    read = re.compile(
+        r"""(?:environ\.get\(|environ\[|_split\(|_switch\(|_number\()["']([A-Z_]+)["']"""
+    )
     variables = {name for file in files for name in read.findall(file.read_text())}
     assert {"DATABASE_URL", "SECRET_KEY", "WEB_CONCURRENCY"} <= variables
     listed = set(re.findall(r"`([A-Z_]+)`", (DOCS / "configuration.md").read_text()))

@@ -116,6 +116,7 @@ class TestSignals:
         arguments = ["rebuild_counts", "--batch-size", "1", "--pause", "1"]
         with running(*arguments, preexec_fn=_ignore_hangup) as process:
             wait_until(CountRun.objects.exists)
+            assert process.poll() is None
             process.send_signal(signal.SIGHUP)
             process.communicate(timeout=30)
         assert process.returncode == 0

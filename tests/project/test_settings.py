@@ -130,7 +130,7 @@ def test_redis_url_enables_cachalot() -> None:
         ("CSRF_TRUSTED_ORIGINS", "a.example", "CSRF_TRUSTED_ORIGINS must be addresses"),
         ("SIGN_UP", "yes", "SIGN_UP must be open or closed, not 'yes'."),
         ("SIGN_UPS_PER_HOUR", "0", "SIGN_UPS_PER_HOUR must be 1 or more."),
-        ("LOG_FORMAT", "xml", "LOG_FORMAT must be json, or unset."),
+        ("LOG_FORMAT", "xml", "LOG_FORMAT must be json or text."),
         ("LOG_LEVEL", "x", "LOG_LEVEL must be one of DEBUG, INFO, WARNING, ERROR, CRITICAL"),
         ("PROMETHEUS_MULTIPROC_DIR", "/etc/passwd", "File exists: '/etc/passwd'"),
     ],

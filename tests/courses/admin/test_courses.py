@@ -250,6 +250,18 @@ def test_a_new_course_has_a_count_of_0(staff_client: Client) -> None:
     assert Course.objects.get().total_enrollments == 0
 
 
+@pytest.mark.parametrize(("code", "is_valid"), [("phys 1", False), ("Phýs 1", True), ("", True)])
+def test_no_two_courses_have_the_same_id(
+    staff_client: Client, make_course: Any, code: str, is_valid: bool
+) -> None:
+    make_course(code="Phys 1")
+    make_course(code="")
+    response = staff_client.post(ADD, {"title": "New", "slug": "new", "code": code})
+    message = "Another course has the course ID “phys 1”."
+    assert (message not in response.content.decode()) == is_valid
+    assert Course.objects.filter(slug="new").exists() == is_valid
+
+
 @pytest.mark.parametrize("code", ["", "Phys 1"])
 def test_the_id_in_other_systems_is_optional(staff_client: Client, code: str) -> None:
     assert b"Course ID in other systems" in staff_client.get(ADD).content

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from django.core.management import call_command
-from django.db import DatabaseError, connection, transaction
+from django.db import DatabaseError, OperationalError, connection, transaction
+from django.db.models.signals import post_save, pre_save
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
@@ -385,7 +386,7 @@ class TestConcurrentRuns:
         assert open_drift() == {"Course 0": 1}
         run = CountRun(kind=REBUILD, actor="the tests", started_at=timezone.now())
         for correction in corrections:
-            audit._save(run, correction)  # as run_audit() does, but later
+            audit._save(run, correction, is_new=True)  # as run_audit() does, but later
         assert open_drift() == {}
 
     @pytest.mark.mariadb
@@ -445,6 +446,30 @@ class TestConcurrentRuns:
         assert len(open_drift()) == CountDiscrepancy.objects.open().count() == 12
         run_recorded(REBUILD)
         assert CountDiscrepancy.objects.filter(resolved_at=None).count() == 0
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_retried_record_changes_no_other_run(course: Course) -> None:
+    keys: list[int] = []
+
+    def fail_once(instance: CountRun, **kwargs: Any) -> None:
+        if not keys:
+            keys.append(instance.pk)
+            raise OperationalError("database is locked")
+
+    def take_key(**kwargs: Any) -> None:
+        if keys:  # The first attempt was rolled back.
+            pre_save.disconnect(take_key, CountRun)
+            other = CountRun(pk=keys[0], kind=CHECK, actor="other", started_at=timezone.now())
+            CountRun.objects.bulk_create([other])
+
+    post_save.connect(fail_once, CountRun)
+    pre_save.connect(take_key, CountRun)
+    try:
+        list(run_audit(kind=CHECK, actor="test"))
+    finally:
+        post_save.disconnect(fail_once, CountRun)
+    assert [run.actor for run in CountRun.objects.order_by("pk")] == ["other", "test"]
 
 
 class TestUnwritableRecords:
