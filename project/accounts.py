@@ -9,7 +9,6 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.auth import get_user_model, login
-from django.contrib.auth.base_user import AbstractBaseUser
 from django.contrib.auth.forms import AuthenticationForm, UserCreationForm
 from django.contrib.auth.validators import ASCIIUsernameValidator
 from django.contrib.auth.views import LoginView, LogoutView, RedirectURLMixin
@@ -132,7 +131,7 @@ def _delete_outdated_addresses() -> None:
 
 
 @retry_transaction(idempotent=False)
-def _save_self_registered(unsaved: AbstractBaseUser, address: str | None) -> AbstractBaseUser:
+def _save_self_registered(unsaved: Any, address: str | None) -> Any:
     """Insert a user who signed up. Raises TooManySignUps and IntegrityError."""
     now = timezone.now()
     begin = now - SIGN_UP_PERIOD
