@@ -222,6 +222,8 @@ class SuperuserGroupAdmin(BoundedAdmin, GroupAdmin):
 class FailedSignInAdmin(BoundedAdmin, AccessAttemptAdmin):
     """Failed sign-ins. The settings disable the other logs of django-axes."""
 
+    actions = None  # the action of django-axes needs one of these logs
+
 
 @admin.register(EnrollmentEvent)
 class EnrollmentEventAdmin(ReadOnlyAdmin):

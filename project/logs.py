@@ -9,9 +9,10 @@ _CONTROL_CHARACTERS = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 class TextFormatter(logging.Formatter):
-    """Escape control characters of messages, and indent tracebacks.
+    """Escape control characters, and indent tracebacks.
 
-    Messages contain the paths of requests. A path with `%0A` could otherwise forge an event.
+    Messages and tracebacks contain paths and headers of requests. A path with `%0A` could
+    otherwise forge an event.
     """
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
@@ -19,7 +20,9 @@ class TextFormatter(logging.Formatter):
         return super().formatMessage(record)
 
     def formatException(self, exc_info: Any) -> str:  # noqa: N802
-        return textwrap.indent(super().formatException(exc_info), "    ")
+        lines = super().formatException(exc_info).split("\n")
+        text = "\n".join(_CONTROL_CHARACTERS.sub(_escape, line) for line in lines)
+        return textwrap.indent(text, "    ")
 
 
 def _escape(match: re.Match[str]) -> str:

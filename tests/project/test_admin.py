@@ -35,6 +35,14 @@ def objects(course: Course, student: Any) -> None:
     run_recorded(CHECK)
 
 
+def test_failed_sign_ins_have_no_action_of_a_disabled_log(
+    admin_client: Client, objects: None
+) -> None:
+    page = admin_client.get(admin_url(AccessAttempt, "changelist"))
+    assert "anna" in visible_text(page)
+    assert "Clean up" not in visible_text(page)
+
+
 def admin_url(model: Any, page: str, *args: Any) -> str:
     return reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_{page}", args=args)
 

@@ -132,6 +132,18 @@ def test_503_is_complete_and_so_is_the_next(tmp_path: Path) -> None:
             assert_complete(*send(connection, "GET", path), 503)
 
 
+@pytest.mark.parametrize("charset", ["rot13", "punycode", "utf-16"])
+def test_requests_are_decoded_as_utf_8(tmp_path: Path, charset: str) -> None:
+    headers = FORM | {"Content-Type": f"{FORM['Content-Type']}; charset={charset}"}
+    with gunicorn(tmp_path, UNREACHABLE_DATABASE) as url, connect(url) as connection:
+        for status, request in [
+            (200, ("GET", "/api/?a", None, headers)),
+            (200, ("GET", "/healthz?a", None, headers)),
+            (403, ("POST", "/accounts/sign-in/", b"a=b", headers)),
+        ]:
+            assert_complete(*send(connection, *request), status)
+
+
 def test_headers_do_not_change_the_path(url: str) -> None:
     with connect(url) as connection:
         headers = {"SCRIPT_NAME": "/prefix", "PATH_INFO": "/"}

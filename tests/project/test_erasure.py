@@ -113,3 +113,10 @@ def test_names_of_other_users_are_kept(
     staff_client.post(f"{ENROLLMENTS}add/", form)
     call_command("erase_student", NAME, "--no-input", "--delete-user")
     assert {row.split(":")[0] for row in rows_that_contain(NAME)} == {"admin.LogEntry", "auth.User"}
+
+
+def test_runs_of_former_staff_are_anonymized(student: Any) -> None:
+    list(run_audit(kind=CountRun.Kind.CHECK, actor=f"admin: {student.username}"))
+    user_id = student.pk
+    student.delete()
+    assert CountRun.objects.get().actor == f"admin: deleted user {user_id}"

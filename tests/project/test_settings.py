@@ -244,12 +244,14 @@ def test_requests_cannot_forge_events(tmp_path: Path, log_format: str) -> None:
 
 
 def test_text_log_indents_tracebacks() -> None:
-    log = "import logging\ntry: int('1\\nforged')\nexcept ValueError: logging.exception('No')"
+    raising = r"raise ValueError('1\nforged\x1b[1G')"
+    log = f"import logging\ntry: {raising}\nexcept ValueError: logging.exception('No')"
     result = manage("shell", "--no-imports", "-c", log)
     event, *traceback = result.stderr.splitlines()
     assert event.endswith("ERROR root: No")
     assert traceback[0] == "    Traceback (most recent call last):"
     assert all(line.startswith("    ") for line in traceback)
+    assert "\x1b" not in result.stderr
 
 
 @pytest.mark.django_db(transaction=True)
