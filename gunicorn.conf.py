@@ -28,7 +28,8 @@ _port = os.environ.get("PORT") or "8000"
 if not _port.isdecimal() or not 1 <= int(_port) <= 65535:
     _fail(f"PORT must be a number from 1 to 65535, not {_port!r}.")
 # Not used if systemd passes a socket.
-bind = f"{os.environ.get('HOST') or '127.0.0.1'}:{_port}"
+_host = os.environ.get("HOST") or "127.0.0.1"
+bind = f"[{_host}]:{_port}" if ":" in _host and _host[0] != "[" else f"{_host}:{_port}"
 # Requests must not choose the paths of the site's links.
 forwarder_headers = ""
 # Each thread keeps its own database connection. Set the server's max_connections accordingly.

@@ -45,8 +45,7 @@ def _prepare_streams() -> None:
 
 
 def _raise_terminated(number: int, frame: FrameType | None) -> NoReturn:
-    # If the database does not answer, a second signal ends the process at once.
-    signal.signal(number, signal.SIG_DFL)
+    signal.signal(number, signal.SIG_DFL)  # so that a second signal need not wait for cleaning up
     raise Terminated(number)
 
 

@@ -74,6 +74,8 @@ class Course(models.Model):
         return reverse("course", args=[self.slug])
 
     def clean(self) -> None:
+        if not self.code.isprintable():
+            raise ValidationError("The course ID has characters that are not printable.")
         others = Course.objects.using(DEFAULT_DB_ALIAS).exclude(pk=self.pk)
         same_code = others.filter(code__iexact=self.code) if self.code else []
         # MariaDB's comparison ignores accents, too.

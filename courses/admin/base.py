@@ -147,9 +147,9 @@ class BoundedAdmin(admin.ModelAdmin):
     sortable_by: list[str] | tuple[str, ...] = ()
 
     def get_queryset(self, request: HttpRequest) -> QuerySet:
-        queryset = super().get_queryset(request)
-        # Forms and actions decide on the primary. Pages may come from a replica.
-        return queryset.using(DEFAULT_DB_ALIAS) if request.method == "POST" else queryset
+        # Drift is verified on the primary, and a form that was read from a stale replica would
+        # revert later changes.
+        return super().get_queryset(request).using(DEFAULT_DB_ALIAS)
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return BoundedChangeList
@@ -181,13 +181,16 @@ class BoundedAdmin(admin.ModelAdmin):
             if suffix in ("id__exact", "pk__exact"):
                 model = self.opts.get_field(name).related_model
                 keys = [key for key in values if _is_key(model, key)]
-                yield from map(str, model._default_manager.filter(pk__in=keys))
+                yield from map(
+                    str, model._default_manager.using(DEFAULT_DB_ALIAS).filter(pk__in=keys)
+                )
 
     def formfield_for_foreignkey(
         self, db_field: ForeignKey, request: HttpRequest, **kwargs: Any
     ) -> forms.ModelChoiceField | None:
         if db_field.name in self.get_autocomplete_fields(request):
             kwargs["widget"] = ForgivingAutocompleteSelect(db_field, self.admin_site)
+        kwargs["using"] = DEFAULT_DB_ALIAS
         return super().formfield_for_foreignkey(db_field, request, **kwargs)
 
     def get_object(

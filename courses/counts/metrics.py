@@ -7,10 +7,14 @@ of that folder, and `manage.py write_metrics` adds them up.
 import os
 from pathlib import Path
 
+from django.core.exceptions import ImproperlyConfigured
 from prometheus_client import Counter
 
 if _folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
-    Path(_folder).mkdir(parents=True, exist_ok=True)
+    try:
+        Path(_folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ImproperlyConfigured(f"PROMETHEUS_MULTIPROC_DIR must be a folder: {error}") from error
 
 REJECTIONS = Counter("courses_rejections", "Enrollments rejected because the course was full.")
 RETRIES = Counter("courses_retries", "Transactions retried after a conflict or a lost connection.")

@@ -4,6 +4,7 @@ import os
 import pwd
 import secrets
 import shutil
+import sys
 from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -86,6 +87,10 @@ class AppCommand(BaseCommand):
     @contextmanager
     def output(self, path: Path | None) -> Iterator[TextIO]:
         """Open a file that appears when it is complete, or standard output if path is None."""
+        if (
+            path is None and getattr(sys.stdout, "name", "") == os.devnull
+        ):  # manage.py has replaced it
+            raise self.usage_error("Standard output is closed. Use --output FILE.")
         try:
             with nullcontext(self.stdout) if path is None else _atomic_file(path) as file:
                 yield cast(TextIO, file)
@@ -107,6 +112,8 @@ def describe_database_error(error: Error) -> str:
     message = " ".join(str(part) for part in error.args[-1:])
     if "no such table" in message or "doesn't exist" in message:
         return f"A table is missing ({message}). To create all tables, run manage.py migrate."
+    if "no such column" in message or "Unknown column" in message:
+        return f"A column is missing ({message}). To update all tables, run manage.py migrate."
     if isinstance(error, (DataError, IntegrityError)):
         return f"The database rejected a value ({message}). To see where, add --traceback."
     return (
@@ -125,11 +132,11 @@ def _connect() -> None:
 
 @contextmanager
 def _atomic_file(path: Path) -> Iterator[TextIO]:
-    path = path.resolve()
     if path.exists() and not path.is_file():  # a device or a named pipe
         with path.open("w", encoding="utf-8", newline="") as file:
             yield file
         return
+    path = path.resolve()
     temporary_path = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with temporary_path.open("x", encoding="utf-8", newline="") as file:

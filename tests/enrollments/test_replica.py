@@ -293,6 +293,12 @@ class TestAdmin:
         state.staff_client.post(address, {"status": "completed"})
         assert primary(Enrollment).get().status == "completed"
 
+    def test_lists_and_forms_show_the_primary(self, state: SimpleNamespace) -> None:
+        primary(Course).filter(pk=state.course.pk).update(title="Renamed")
+        for address in ("", f"{state.course.pk}/change/"):
+            page = state.staff_client.get(f"/admin/courses/course/{address}")
+            assert "Renamed" in page.content.decode()
+
     def test_count_health(self, state: SimpleNamespace) -> None:
         page = state.staff_client.post("/admin/courses/countrun/health/", follow=True)
         assert page.context["status"].drifted == 1

@@ -19,7 +19,7 @@ from tests.support.commands import (
 )
 from tests.support.site import running_site
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.sqlite, pytest.mark.django_db(transaction=True)]
 
 UNREACHABLE_DATABASE = f"mysql://nobody:none@{UNREACHABLE_ADDRESS}/none"
 

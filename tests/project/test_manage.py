@@ -28,7 +28,7 @@ from tests.support.exchange import CANVAS_HEADER
 MakeCourse = Callable[..., Course]
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.sqlite, pytest.mark.django_db(transaction=True)]
 
 
 def _restore_signals() -> None:

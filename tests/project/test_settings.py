@@ -132,7 +132,7 @@ def test_redis_url_enables_cachalot() -> None:
         ("SIGN_UPS_PER_HOUR", "0", "SIGN_UPS_PER_HOUR must be 1 or more."),
         ("LOG_FORMAT", "xml", "LOG_FORMAT must be json or text."),
         ("LOG_LEVEL", "x", "LOG_LEVEL must be one of DEBUG, INFO, WARNING, ERROR, CRITICAL"),
-        ("PROMETHEUS_MULTIPROC_DIR", "/etc/passwd", "File exists: '/etc/passwd'"),
+        ("PROMETHEUS_MULTIPROC_DIR", "/etc/passwd", "PROMETHEUS_MULTIPROC_DIR must be a folder"),
     ],
 )
 def test_invalid_setting_is_one_line_and_status_2(name: str, value: str, message: str) -> None:
