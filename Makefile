@@ -32,9 +32,12 @@ production-settings:
 clean_env := env -u DATABASE_URL -u REDIS_URL -u DEBUG -u ALLOWED_HOSTS -u DJANGO_SETTINGS_MODULE \
 	-u PYTHONPATH -u PYTEST_ADDOPTS -u MAKEFLAGS SECRET_KEY=for-tests-and-checks-only-0123456789-abcdefghijklmnop
 
+# Each process has a database server of its own. Tests of one file share a process.
+processes := --numprocesses 2 --dist loadfile
+
 test: .venv/.requirements-test  ## Run all tests on SQLite, then on a private MariaDB and Redis
-	$(clean_env) .venv/bin/python -m pytest $(ARGS)
-	$(clean_env) .venv/bin/python -m tests.support.servers .venv/bin/python -m pytest $(ARGS)
+	$(clean_env) .venv/bin/python -m pytest $(processes) $(ARGS)
+	$(clean_env) .venv/bin/python -m tests.support.servers --sets 2 .venv/bin/python -m pytest $(processes) $(ARGS)
 
 mysql_tests := tests/enrollments/services tests/enrollments/test_adopt_sql.py \
 	tests/enrollments/test_concurrency.py tests/enrollments/test_history.py \

@@ -1,6 +1,9 @@
 """Run a private MariaDB, which offers TLS, and a private Redis on free ports.
 
     python -m tests.support.servers COMMAND [ARG…]   run COMMAND with DATABASE_URL and REDIS_URL set
+    python -m tests.support.servers --sets 2 COMMAND [ARG…]
+                                                     run two of both, one for each process of
+                                                     pytest -n 2
     python -m tests.support.servers --install        install missing programs
     python -m tests.support.cluster COMMAND [ARG…]   the same with a cluster of three MariaDB nodes
 
@@ -19,8 +22,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -310,6 +314,18 @@ def _environment() -> Iterator[dict[str, str]]:
         yield {"DATABASE_URL": database.url, "REDIS_URL": cache.url}
 
 
+@contextmanager
+def _environments(number: int) -> Iterator[dict[str, str]]:
+    """Yield the variables of the first set, and those of all sets by process of pytest-xdist."""
+    variables: dict[str, str] = {}
+    with ExitStack() as stack:
+        for index in range(number):
+            urls = stack.enter_context(_environment())
+            variables |= {f"{name}_gw{index}": url for name, url in urls.items()}
+            variables = urls | variables  # the first set has no suffix, too
+        yield variables
+
+
 def main(
     command: Sequence[str],
     *,
@@ -325,6 +341,9 @@ def main(
             install([*SERVERS, *BROWSER, *HEADERS])
             _unpack_optional_programs()
             return 0
+        if command[0] == "--sets":
+            environment = partial(_environments, int(command[1]))
+            command = command[2:]
         if shutil.which(command[0]) is None:
             print(f"{prog}: {command[0]}: command not found", file=sys.stderr)
             return 127
