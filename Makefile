@@ -32,8 +32,9 @@ production-settings:
 clean_env := env -u DATABASE_URL -u REDIS_URL -u DEBUG -u ALLOWED_HOSTS -u DJANGO_SETTINGS_MODULE \
 	-u PYTHONPATH -u PYTEST_ADDOPTS -u MAKEFLAGS SECRET_KEY=for-tests-and-checks-only-0123456789-abcdefghijklmnop
 
-# Each process has a database server of its own. Tests of one file share a process.
-processes := --numprocesses 2 --dist loadfile
+# Each process has a database server of its own. Tests of one file share a process. The order of
+# the files is kept, because the browser tests must come last.
+processes := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test: .venv/.requirements-test  ## Run all tests on SQLite, then on a private MariaDB and Redis
 	$(clean_env) .venv/bin/python -m pytest $(processes) $(ARGS)
