@@ -13,7 +13,7 @@ from django.db.models import IntegerField, Model
 from courses.models import Course
 
 # Django would convert some of these to the key of another object: 1.5, True and b"1" to 1.
-_OTHER_TYPES = (Model, bool, float, Decimal, bytes)
+_REJECTED_TYPES = (Model, bool, float, Decimal, bytes)
 
 
 def course_key(course: Course | int) -> Any:
@@ -48,7 +48,7 @@ def _to_key(value: Any, model: Any) -> Any:
         key = _instance_key(value, model)
         # What was read from the database needs no check.
         return _to_key(key, model) if value._state.adding else key
-    if isinstance(value, _OTHER_TYPES):
+    if isinstance(value, _REJECTED_TYPES):
         raise TypeError(
             f"Expected a {model.__name__} or its primary key, not a {type(value).__name__}."
         )

@@ -79,7 +79,7 @@ class Enrollment(models.Model):
 
 
 class SelfRegistration(models.Model):
-    """An account whose owner signed up under any name, until staff confirm who it is.
+    """An account that a visitor created, until staff confirm whose it is.
 
     An import does not enroll such an account, because its name may be another student's number.
     """

@@ -9,6 +9,7 @@ from ninja.errors import ValidationError
 
 from courses.api import router as courses_router
 from enrollments.api import router as enrollments_router
+from project.errors import is_api_request
 
 api = NinjaAPI(
     title="Live enrollment counts",
@@ -41,5 +42,5 @@ class HeadMiddleware(MiddlewareMixin):
     """
 
     def process_request(self, request: HttpRequest) -> None:
-        if request.method == "HEAD" and request.path_info.startswith("/api/"):
+        if request.method == "HEAD" and is_api_request(request):
             request.method = "GET"

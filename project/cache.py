@@ -52,7 +52,7 @@ def _fail_open(method: Callable[..., Any], *, fallback: Any) -> Callable[..., An
 
 
 class SignedSerializer(RedisSerializer):
-    """Sign pickles with SECRET_KEY, and load no other ones, because a pickle can run any code.
+    """Sign pickles with SECRET_KEY, and load only signed ones, because loading can run any code.
 
     Integers are stored as they are, so that Redis can increment them.
     """

@@ -25,7 +25,7 @@ class ErrorMiddleware(MiddlewareMixin):
             return None
         logger.error("%s %s: %s", request.method, request.path, error)
         response: HttpResponse
-        if _is_api_request(request):
+        if is_api_request(request):
             response = JsonResponse({"detail": UNAVAILABLE_MESSAGE}, status=503)
         else:
             # With a request, the page would query the database for the user.
@@ -37,7 +37,7 @@ class ErrorMiddleware(MiddlewareMixin):
     def process_response(self, request: HttpRequest, response: HttpResponse) -> HttpResponse:
         """Convert error pages below /api/ to JSON, whichever layer rejected the request."""
         is_json = response.get("Content-Type", "").startswith("application/json")
-        if response.status_code >= 400 and _is_api_request(request) and not is_json:
+        if response.status_code >= 400 and is_api_request(request) and not is_json:
             status = HTTPStatus(response.status_code)
             detail = f"{status.phrase}. {status.description}"
             response.content = JsonResponse({"detail": detail}).content
@@ -54,5 +54,6 @@ def _course_url(request: HttpRequest) -> str | None:
     return reverse("course", args=[slug]) if slug else None
 
 
-def _is_api_request(request: HttpRequest) -> bool:
+def is_api_request(request: HttpRequest) -> bool:
+    """Return whether the response must be JSON."""
     return request.path_info.startswith("/api/")

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 
 from django.db import DEFAULT_DB_ALIAS
@@ -87,10 +87,10 @@ def rebuild(
         if correct_ids and on_batch:
             on_batch(Batch(correct_ids, [], batch.read_at))
         for course_ids in _lock_groups(batch.drifted):
-            correction = replace(_correct_courses(course_ids), read_at=timezone.now())
+            drifted = _correct_courses(course_ids)
             if on_batch:
-                on_batch(correction)
-            yield from correction.drifted
+                on_batch(Batch(course_ids, drifted, timezone.now()))
+            yield from drifted
 
 
 def recount_locked(*, course_pks: Sequence[int]) -> None:
@@ -142,8 +142,8 @@ def _lock_groups(drifted: Sequence[DriftedCourse]) -> Iterator[list[int]]:
         yield group
 
 
-@retry_transaction(is_own_result=lambda earlier, retried: not retried.drifted)
-def _correct_courses(course_ids: Sequence[int]) -> Batch:
+@retry_transaction(is_own_result=lambda earlier, retried: not retried)
+def _correct_courses(course_ids: Sequence[int]) -> list[DriftedCourse]:
     courses = Course.objects.filter(pk__in=course_ids).order_by("pk")
     wrong_courses = list(courses.select_for_update())
     recount_locked(course_pks=course_ids)
@@ -153,5 +153,4 @@ def _correct_courses(course_ids: Sequence[int]) -> Batch:
         DriftedCourse(course.pk, course.title, course.total_enrollments, true_counts[course.pk])
         for course in wrong_courses
     ]
-    drifted = [course for course in recounted if course.drift]
-    return Batch(course_ids, drifted, timezone.now())
+    return [course for course in recounted if course.drift]

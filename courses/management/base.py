@@ -87,9 +87,8 @@ class AppCommand(BaseCommand):
     @contextmanager
     def output(self, path: Path | None) -> Iterator[TextIO]:
         """Open a file that appears when it is complete, or standard output if path is None."""
-        if (
-            path is None and getattr(sys.stdout, "name", "") == os.devnull
-        ):  # manage.py has replaced it
+        # manage.py replaces a standard output that the caller has closed.
+        if path is None and getattr(sys.stdout, "name", "") == os.devnull:
             raise self.usage_error("Standard output is closed. Use --output FILE.")
         try:
             with nullcontext(self.stdout) if path is None else _atomic_file(path) as file:

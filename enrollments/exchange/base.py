@@ -84,8 +84,8 @@ def parse_datetime(column: str, value: str) -> datetime | None:
 def make_slug(course_id: str, *, digits: int = 32) -> str:
     """Return the slug of the course that has this ID in other systems.
 
-    IDs that differ only in case have the same slug. An ID that is not a slug itself gets a digest
-    of so many hexadecimal digits.
+    IDs that differ only in case have the same slug. If the ID is not a slug itself, a digest with
+    this number of hexadecimal digits is appended.
     """
     if re.fullmatch(r"[-\w]+", course_id, re.ASCII):
         return course_id.lower()

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 from axes.models import AccessAttempt
 from django.contrib.auth import get_user_model
-from django.db import OperationalError
-from django.db.models.signals import post_save, pre_save
+from django.db.models.signals import pre_save
 from django.test import Client, RequestFactory
 from django.utils import timezone
 
@@ -15,6 +14,7 @@ from courses.models import Course
 from enrollments.models import SelfRegistration
 from project.accounts import client_address
 from tests.support.commands import manage
+from tests.support.databases import failing_first_insert
 from tests.support.pages import visible_text
 from tests.support.site import Visitor
 from tests.support.threads import ConcurrentThread
@@ -142,26 +142,10 @@ def test_concurrent_sign_ups_do_not_exceed_the_limit(client: Client, settings: A
 
 @pytest.mark.django_db(transaction=True)
 def test_a_retried_sign_up_changes_no_other_user(client: Client) -> None:
-    users = get_user_model().objects
-    keys: list[int] = []
-
-    def fail_once(instance: Any, **kwargs: Any) -> None:
-        if not keys:
-            keys.append(instance.pk)
-            raise OperationalError("database is locked")
-
-    def take_key(**kwargs: Any) -> None:
-        if keys:  # The first attempt was rolled back.
-            pre_save.disconnect(take_key, get_user_model())
-            users.bulk_create([get_user_model()(pk=keys[0], username="ben")])
-
-    post_save.connect(fail_once, get_user_model())
-    pre_save.connect(take_key, get_user_model())
-    try:
+    with failing_first_insert(get_user_model(), username="ben"):
         assert client.post("/accounts/sign-up/", SIGN_UP_FORM).status_code == 302
-    finally:
-        post_save.disconnect(fail_once, get_user_model())
-    assert users.get(pk=keys[0]).username == "ben"
+    users = get_user_model().objects.order_by("pk").values_list("username", flat=True)
+    assert list(users) == ["ben", SIGN_UP_FORM["username"]]
     assert SelfRegistration.objects.get().user.username == SIGN_UP_FORM["username"]
 
 

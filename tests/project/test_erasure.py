@@ -24,7 +24,7 @@ ENROLLMENTS = "/admin/enrollments/enrollment/"
 
 @pytest.fixture
 def zoe(staff_client: Client, settings: Any, make_course: Any, student: Any) -> Any:
-    """Return a user who was in the admin, in the course, at the sign-in page and in the office."""
+    """Return a user whose name is in every table that can hold it."""
     form = {"username": FORMER_NAME, "password1": PASSWORD, "password2": PASSWORD}
     staff_client.post(f"{USERS}add/", form | {"usable_password": "true"})
     user = get_user_model().objects.get(username=FORMER_NAME)

@@ -164,6 +164,16 @@ class TestClosedStreams:
         result = shell(f"$manage {command} | true")
         assert (result.returncode, result.stderr) == (128 + signal.SIGPIPE, "")
 
+    def test_an_export_without_standard_output_is_an_error(self) -> None:
+        result = shell("$manage export_courses >&-")
+        assert result.returncode == 2
+        assert result.stderr == "CommandError: Standard output is closed. Use --output FILE.\n"
+
+    def test_output_can_be_a_device(self, course: Any) -> None:
+        result = shell("$manage export_courses --output /dev/stdout | head -1")
+        assert (result.returncode, result.stderr) == (0, "")
+        assert result.stdout.startswith("course_id,slug,title")
+
     @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
     def test_closed_streams_change_no_exit_status(self, closed: str) -> None:
         assert shell(f"$manage rebuild_counts --check {closed}").returncode == 0

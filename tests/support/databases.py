@@ -7,7 +7,9 @@ from urllib.parse import urlsplit
 
 import pytest
 from django.core.management import call_command
-from django.db import connection
+from django.db import OperationalError, connection
+from django.db.models import Model
+from django.db.models.signals import post_save, pre_save
 
 from tests.support.commands import UNREACHABLE_ADDRESS
 
@@ -51,3 +53,26 @@ def unreachable_database(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         patch.setitem(connection.settings_dict, "PORT", port)
         yield
         connection.close()
+
+
+@contextmanager
+def failing_first_insert(model: type[Model], **values: Any) -> Iterator[None]:
+    """Roll back the first row that is saved, and insert a row with its key before the next one."""
+    keys: list[Any] = []
+
+    def fail_once(instance: Model, **kwargs: Any) -> None:
+        if not keys:
+            keys.append(instance.pk)
+            raise OperationalError("database is locked")
+
+    def take_key(**kwargs: Any) -> None:
+        if keys:
+            pre_save.disconnect(take_key, model)
+            model._default_manager.bulk_create([model(pk=keys[0], **values)])
+
+    post_save.connect(fail_once, model)
+    pre_save.connect(take_key, model)
+    try:
+        yield
+    finally:
+        post_save.disconnect(fail_once, model)

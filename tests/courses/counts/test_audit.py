@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 from django.core.management import call_command
-from django.db import DatabaseError, OperationalError, connection, transaction
-from django.db.models.signals import post_save, pre_save
+from django.db import DatabaseError, connection, transaction
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
@@ -21,6 +20,7 @@ from enrollments.services import enroll_many
 from tests.support.audits import CHECK, REBUILD, add_drift, run_recorded
 from tests.support.commands import manage, mariadb_client
 from tests.support.counts import drift_by_title
+from tests.support.databases import failing_first_insert
 from tests.support.threads import ConcurrentThread
 
 Make = Callable[..., Any]
@@ -450,25 +450,8 @@ class TestConcurrentRuns:
 
 @pytest.mark.django_db(transaction=True)
 def test_a_retried_record_changes_no_other_run(course: Course) -> None:
-    keys: list[int] = []
-
-    def fail_once(instance: CountRun, **kwargs: Any) -> None:
-        if not keys:
-            keys.append(instance.pk)
-            raise OperationalError("database is locked")
-
-    def take_key(**kwargs: Any) -> None:
-        if keys:  # The first attempt was rolled back.
-            pre_save.disconnect(take_key, CountRun)
-            other = CountRun(pk=keys[0], kind=CHECK, actor="other", started_at=timezone.now())
-            CountRun.objects.bulk_create([other])
-
-    post_save.connect(fail_once, CountRun)
-    pre_save.connect(take_key, CountRun)
-    try:
+    with failing_first_insert(CountRun, kind=CHECK, actor="other", started_at=timezone.now()):
         list(run_audit(kind=CHECK, actor="test"))
-    finally:
-        post_save.disconnect(fail_once, CountRun)
     assert [run.actor for run in CountRun.objects.order_by("pk")] == ["other", "test"]
 
 

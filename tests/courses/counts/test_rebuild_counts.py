@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import connection
+from django.db import DatabaseError, connection
 from django.db.models import F
 from django.test.utils import CaptureQueriesContext
 
+from courses.management.base import describe_database_error
 from courses.models import CountRun, Course
 from enrollments.services import enroll_many
 from tests.support.commands import (
@@ -269,3 +270,9 @@ def test_missing_tables_are_one_line_that_names_migrate(tmp_path: Path) -> None:
     with unmigrated_database(tmp_path) as url:
         result = manage("rebuild_counts", env={"DATABASE_URL": url})
     assert_usage_error(result, "run manage.py migrate")
+
+
+def test_outdated_tables_are_reported_with_the_command_that_updates_them(db: None) -> None:
+    with connection.cursor() as cursor, pytest.raises(DatabaseError) as error:
+        cursor.execute("SELECT no_column FROM courses_course")
+    assert "run manage.py migrate" in describe_database_error(error.value)
